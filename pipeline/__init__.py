@@ -1,0 +1,1 @@
+"""Two-stage feature extraction for transfer learning on images."""
