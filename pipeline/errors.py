@@ -8,6 +8,9 @@ Traceback (most recent call last):
 pipeline.errors.ImageError: truncated: the file ends in the middle of a row
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class PipelineError(Exception):
     """Base of everything that this package raises on purpose."""
@@ -79,3 +82,14 @@ class TrainingError(PipelineError):
 
 class BundleError(PipelineError):
     """A bundle cannot be saved or loaded."""
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Say in a few words which known names come closest to a wrong one.
+
+    >>> closest("mobilnet", ["mobilenet", "vgg16"])
+    'did you mean mobilenet?'
+    """
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names)}"

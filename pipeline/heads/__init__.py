@@ -1,0 +1,1 @@
+"""Stage 2: cached vectors to a trained classifier."""

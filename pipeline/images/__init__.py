@@ -1,0 +1,1 @@
+"""One image file to pixels; a list of images with labels, splits and groups."""

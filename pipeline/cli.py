@@ -1,0 +1,362 @@
+"""The commands: a skin over the library. Heavy imports wait until a command runs."""
+
+import contextlib
+import functools
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.errors import IntegrityError, PipelineError, UsageError
+
+EXIT_TOO_MANY_BAD = 3
+EXIT_INTERRUPTED = 130
+_LINE_SECONDS = 10.0  # between progress lines where there is no terminal
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
+
+
+@click.group(context_settings=_CONTEXT)
+@click.version_option(package_name="twostage-features", prog_name="twostage")
+def main() -> None:
+    """Cache the vectors of a pre-trained convnet once, train classifiers in seconds, predict in batches."""
+
+
+def _command(function: Callable[..., int | None]) -> click.Command:
+    """Make a click command that answers errors with one line and the exit code of their kind."""
+
+    @functools.wraps(function)
+    def guarded(**options: Any) -> None:
+        debug = options.pop("debug")
+        sys.exit(_guarded(functools.partial(function, **options), debug))
+
+    options = [
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON object with counts, rates and paths."),
+        click.option("--quiet", is_flag=True, help="No progress and no hints, only the result."),
+        click.option("--debug", is_flag=True, help="Show a traceback when something fails."),
+    ]
+    for option in reversed(options):
+        guarded = option(guarded)
+    return main.command(context_settings=_CONTEXT)(guarded)
+
+
+def _guarded(run: Callable[[], int | None], debug: bool) -> int:
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return run() or 0
+    except KeyboardInterrupt:
+        _say("interrupted; what was done is kept, run the same command again to go on")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; so does the rest
+        return 1
+    except PipelineError as error:
+        _show(error, debug)
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001 - the last resort of a command: a line, not a traceback
+        _show(error, debug)
+        if not debug:
+            _say("this is a fault of twostage; run again with --debug for the traceback")
+        return 1
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _show(error: Exception, debug: bool) -> None:
+    if debug:
+        traceback.print_exception(error)
+    name = "" if isinstance(error, PipelineError) else f"{type(error).__name__}: "
+    _say(f"error: {name}{' '.join(str(error).split())}")
+
+
+def _say(text: str) -> None:
+    # Names that are not UTF-8 must not turn a message into a crash.
+    click.echo(text.encode("utf-8", "backslashreplace").decode(), err=True)
+
+
+@contextlib.contextmanager
+def _progress(unit: str, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """Give a callback (done, total): a bar on a terminal, a line now and then elsewhere."""
+    if quiet:
+        yield None
+        return
+    from tqdm import tqdm
+
+    bar = tqdm(unit=unit, disable=None, file=sys.stderr, dynamic_ncols=True, leave=False)
+    started = last = time.monotonic()
+    first: int | None = None
+
+    def update(done: int, total: int) -> None:
+        nonlocal first, last
+        if not bar.disable:
+            bar.total = total or None
+            if first is None:
+                bar.initial = first = max(done - 1, 0)  # what an earlier run did counts for no rate
+            bar.n = done
+            bar.refresh() if done == total else bar.update(0)
+        elif time.monotonic() - last > _LINE_SECONDS:
+            last = time.monotonic()
+            of = f" of {total:,}" if total else ""
+            _say(f"{done:,}{of} {unit.strip()}, {last - started:.0f} s")
+
+    try:
+        yield update
+    finally:
+        bar.close()
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    click.echo(json.dumps(data, indent=1))
+
+
+def _speed_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(
+        [
+            click.option("--engine", default="auto", help="What runs the network: auto or keras."),
+            click.option(
+                "--batch-size", type=click.IntRange(1), help="Images per forward pass.  [default: suits the size]"
+            ),
+            click.option("--workers", type=click.IntRange(1), help="Decoding threads.  [default: one per core]"),
+        ]
+    ):
+        function = option(function)
+    return function
+
+
+_max_bad = click.option(
+    "--max-bad",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    help="Share of unreadable images above which the exit code is 3.",
+)
+
+
+def _too_many_bad(bad: int, images: int, max_bad: float) -> int:
+    if not images or bad / images <= max_bad:
+        return 0
+    _say(f"error: {bad:,} of {images:,} images are bad, more than --max-bad {max_bad:g} allows; the others are done")
+    return EXIT_TOO_MANY_BAD
+
+
+@_command
+@click.argument("images")
+@click.option("--out", required=True, metavar="FEATURES", help="The feature file, for instance artifacts/photos.h5.")
+@click.option("--backbone", default="mobilenetv2", help="A Keras Applications name, a .keras model or a bundle.")
+@click.option("--weights", default="imagenet", help="imagenet, random, random:SEED or a .h5 file.")
+@click.option("--layer", "layers", multiple=True, metavar="NAME", help="A layer as features; repeatable.")
+@click.option("--pooling", default="avg", help="avg, max or flatten.")
+@click.option("--size", type=int, metavar="PX", help="Side of the input.  [default: the backbone's own]")
+@click.option("--resize", default="squash", help="squash, crop or pad.")
+@click.option("--precision", default="float32", help="Arithmetic of the network: float32 or bfloat16.")
+@click.option("--dtype", default="float32", help="Stored type: float32 or float16.")
+@_speed_options
+@_max_bad
+@click.option("--overwrite", is_flag=True, help="Replace a file that was made with another recipe.")
+def extract(
+    images: str,
+    out: str,
+    dtype: str,
+    engine: str,
+    batch_size: int | None,
+    workers: int | None,
+    max_bad: float,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+    **recipe: Any,
+) -> int:
+    """Stage 1: send every image through a convnet once and cache the vectors.
+
+    IMAGES is a folder of class folders, a folder with train / validation / test of class folders, a
+    folder of images, or a CSV or Parquet table with columns path[,label][,split][,group]. Run again,
+    it does only what is new or changed.
+    """
+    from pipeline.features.extraction import Speed
+    from pipeline.features.extraction import extract as run
+
+    with _progress(" images", quiet) as progress:
+        store = run(
+            images,
+            out,
+            recipe.pop("backbone"),
+            dtype=dtype,
+            overwrite=overwrite,
+            speed=Speed(engine, batch_size, workers),
+            progress=progress,
+            **recipe,
+        )
+    with store:
+        summary = store.summary
+        if as_json:
+            _print_json(
+                {"features": str(store.path), "recipe": str(store.recipe), "shape": store.shape, **vars(summary)}
+            )
+        else:
+            _print_extraction(store, summary, quiet)
+    return _too_many_bad(summary.skipped, summary.images, max_bad)
+
+
+def _print_extraction(store: Any, summary: Any, quiet: bool) -> None:
+    click.echo(
+        f"{summary.images:,} images: {summary.stored:,} stored ({summary.extracted:,} extracted,"
+        f" {summary.reused:,} reused), {summary.skipped:,} skipped, {summary.dropped:,} dropped"
+    )
+    rate = f", {summary.images_per_second:,.0f} images/s" if summary.extracted else ""
+    click.echo(f"{store.path}: {store.shape[0]} x {store.shape[1]} {store.dtype} in {summary.seconds:.1f} s{rate}")
+    if quiet:
+        return
+    _say(f"recipe: {store.recipe}")
+    for path, reason in list(store.skipped.items())[:5]:
+        _say(f"skipped {path!r}: {reason}")
+    if summary.skipped > 5:
+        _say(f"skipped {summary.skipped - 5:,} more; all are listed in the file under skipped/")
+    for kind, count in summary.left_out.items():
+        _say(f"left out: {count:,} x {kind}")
+
+
+@_command
+@click.argument("features", nargs=-1, required=True)
+@click.option("--out", required=True, metavar="BUNDLE", help="The bundle, for instance artifacts/photos.bundle.")
+@click.option("--head", default="logreg", help="A name below, or the import path of a scikit-learn classifier.")
+@click.option("--param", "params", multiple=True, metavar="NAME=VALUE", help="A parameter of the head; repeatable.")
+@click.option("--cv", type=int, metavar="K", help="Choose by K-fold cross-validation in the training split.")
+@click.option("--seed", default=0, help="Of drawn splits, folds and the head.")
+def train_head(
+    features: tuple[str, ...],
+    out: str,
+    head: str,
+    params: tuple[str, ...],
+    cv: int | None,
+    seed: int,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Stage 2: train a classifier on cached vectors.
+
+    Fits on the training split, chooses on validation, reports on test; a file without splits gets a
+    stable hold-out. Several FEATURES files of the same images are joined by image.
+
+    \b
+    Heads: logreg, ridge, linear-svm, svm, knn, lda, random-forest,
+    hist-gradient-boosting, nearest-centroid, dummy, dense
+    """
+    from pipeline.heads.classifiers import parse_params
+    from pipeline.heads.training import train_head as run
+
+    with _progress(" fits", quiet) as progress:
+        bundle, report = run(list(features), head, params=parse_params(params), cv=cv, seed=seed, progress=progress)
+    path = bundle.save(out)
+    if as_json:
+        _print_json({"bundle": str(path), "accuracy": report.accuracy, **report.to_dict()})
+        return
+    click.echo(report.table())
+    click.echo(f"\n{path}: {head}{_params_text(report.params)}, scored on {report.scored_on}")
+    if not quiet:
+        for note in report.notes:
+            _say(f"note: {note}")
+
+
+def _params_text(params: dict[str, Any]) -> str:
+    return " with " + ", ".join(f"{name}={value}" for name, value in params.items()) if params else ""
+
+
+@_command
+@click.argument("bundle")
+@click.argument("images", nargs=-1, required=True)
+@click.option("--out", default="-", help="FILE.csv, FILE.jsonl, FILE.parquet, or - for CSV on standard output.")
+@click.option("--top-k", type=click.IntRange(1), default=1, help="How many classes to name for each image.")
+@_speed_options
+@_max_bad
+def predict(
+    bundle: str,
+    images: tuple[str, ...],
+    out: str,
+    top_k: int,
+    engine: str,
+    batch_size: int | None,
+    workers: int | None,
+    max_bad: float,
+    as_json: bool,
+    quiet: bool,
+) -> int:
+    """Predict the class of images with a bundle: one row per image, in input order.
+
+    IMAGES are files, folders, a CSV or Parquet table with a path column, - for paths on standard
+    input, or one feature file. An image that cannot be read has the reason in its row.
+    """
+    from pipeline.features.extraction import Speed
+    from pipeline.heads.bundle import Bundle
+    from pipeline.prediction import OK, list_images, write_predictions
+    from pipeline.prediction import predict as run
+
+    if as_json and out == "-":
+        raise UsageError("--json and --out - both want standard output; name a file with --out")
+    started = time.monotonic()
+    loaded = Bundle.load(bundle)
+    source = _feature_file(images) or list_images(images)
+    with _progress(" images", quiet) as progress:
+        rows = run(loaded, source, top_k=top_k, speed=Speed(engine, batch_size, workers), progress=progress)
+        counts = write_predictions(rows, out, top_k)
+    total, good = counts.total(), counts[OK]
+    seconds = time.monotonic() - started
+    summary = {
+        "bundle": bundle,
+        "out": out,
+        "images": total,
+        "predicted": good,
+        "bad": total - good,
+        "reasons": {reason: count for reason, count in sorted(counts.items()) if reason != OK},
+        "seconds": round(seconds, 3),
+        "images_per_second": round(total / seconds, 1),
+    }
+    if as_json:
+        _print_json(summary)
+    elif not quiet or out != "-":
+        text = f"{total:,} images: {good:,} predicted, {total - good:,} bad, in {seconds:.1f} s"
+        click.echo(text if out == "-" else f"{out}: {text}", err=out == "-")
+    return _too_many_bad(total - good, total, max_bad)
+
+
+def _feature_file(images: tuple[str, ...]) -> Any:
+    if len(images) != 1 or not images[0].endswith((".h5", ".hdf5")):
+        return None
+    from pipeline.features.store import FeatureStore
+
+    return FeatureStore(images[0])
+
+
+@_command
+@click.argument("paths", nargs=-1, required=True, metavar="FEATURES_OR_BUNDLE...")
+def verify(paths: tuple[str, ...], as_json: bool, quiet: bool) -> int:
+    """Read feature files and bundles through and say what is wrong; exit code 4 if anything is."""
+    from pipeline.features.store import verify as verify_features
+    from pipeline.heads.bundle import Bundle
+
+    problems: dict[str, list[str]] = {}
+    for path in paths:
+        if Path(path).is_dir():
+            problems[path] = []
+            try:
+                Bundle.load(path)
+            except IntegrityError as error:
+                problems[path] = [str(error)]
+        else:
+            with _progress(" rows", quiet) as progress:
+                problems[path] = verify_features(path, progress)
+    if as_json:
+        _print_json({"sound": not any(problems.values()), "problems": problems})
+    else:
+        for path, found in problems.items():
+            for problem in found or ["sound"]:
+                click.echo(problem if problem.startswith(path) else f"{path}: {problem}")
+    return IntegrityError.exit_code if any(problems.values()) else 0

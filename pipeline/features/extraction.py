@@ -1,0 +1,420 @@
+"""Stage 1: a manifest of images to a feature store, resumed where it was killed, only what is new.
+
+Decoding runs ahead of the convnet in threads; vectors are committed in parts; the finished file
+replaces the old one in one rename. Memory holds one part and a few batches, never all vectors.
+"""
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar, Unpack
+
+import numpy as np
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+
+from pipeline.errors import LockedError, StoreError, UsageError, closest
+from pipeline.features.engines import Encoder, make_encoder
+from pipeline.features.plan import Found, Fresh, Parts, Plan
+from pipeline.features.recipe import Recipe, RecipeOptions
+from pipeline.features.store import DTYPES, FeatureStore, Index, Skipped, block_rows, write_store
+from pipeline.images.manifest import Manifest
+
+PART_SECONDS = 20.0  # a killed run loses at most what came in since the last part
+_AHEAD_BYTES = 64 << 20  # decoded pixels that may wait for the network
+_NO_PIXELS = np.empty((0, 0, 3), np.uint8)
+
+Progress = Callable[[int, int], None]
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What changes how fast vectors are made, and nothing else.
+
+    Parameters
+    ----------
+    engine : {"auto", "keras"}
+    batch_size : int or None
+        Rows per forward pass; None for a size that suits the recipe.
+    workers : int or None
+        Threads that decode; None for one per processor core.
+    """
+
+    engine: str = "auto"
+    batch_size: int | None = None
+    workers: int | None = None
+
+    def threads(self) -> int:
+        """Return the number of decoding threads."""
+        if self.workers is None:
+            return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if self.workers < 1:
+            raise UsageError(f"workers {self.workers} is too few; give 1 or more")
+        return self.workers
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What one extraction did: counts of images, and seconds.
+
+    ``images == stored + skipped`` always; `extracted` and `reused` add up to `stored`, `dropped` were
+    in the old file and are gone from the input.
+    """
+
+    images: int
+    stored: int
+    extracted: int
+    reused: int
+    skipped: int
+    dropped: int
+    left_out: dict[str, int]
+    seconds: float
+    images_per_second: float
+    reasons: dict[str, int] = field(default_factory=dict)
+
+
+def extract(
+    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Manifest,
+    out: str | os.PathLike[str],
+    backbone: str | os.PathLike[str] = "mobilenetv2",
+    *,
+    dtype: str = "float32",
+    overwrite: bool = False,
+    speed: Speed = Speed(),  # noqa: B008 - frozen
+    progress: Progress | None = None,
+    **options: Unpack[RecipeOptions],
+) -> FeatureStore:
+    """Send every image through a truncated convnet once and cache the vectors.
+
+    Run again, it does only what is new or changed, and finishes a run that was killed.
+
+    Parameters
+    ----------
+    images : path, list of paths or Manifest
+        A folder of class folders, a folder with train / validation / test of class folders, a folder
+        of images, a CSV or Parquet manifest ``path[,label][,split][,group]``.
+    out : path
+        The feature file.
+    backbone : str or path
+        See `Recipe.create`, also for `options`: weights, layers, pooling, size, resize, precision.
+    dtype : {"float32", "float16"}
+        How vectors are stored.
+    overwrite : bool
+        Replace a file that was made with another recipe.
+    speed : Speed
+        Engine, batch size, workers.
+    progress : callable (done, total) or None
+        Called now and then while images go through.
+
+    Returns
+    -------
+    FeatureStore
+        With a `Summary` in ``summary``; images that could not be read are in ``skipped``.
+
+    Raises
+    ------
+    UsageError, ManifestError, WeightsError, EngineError
+        If the options, the images or the weights cannot be used.
+    RecipeMismatchError
+        If `out` was made with another recipe and `overwrite` is off.
+    LockedError
+        If another process is writing `out`.
+    IntegrityError, StoreError
+        If `out` is damaged, or cannot be written.
+
+    Examples
+    --------
+    >>> store = extract("photos/", out="artifacts/photos.h5", backbone="mobilenetv2")  # doctest: +SKIP
+    """
+    manifest = images if isinstance(images, Manifest) else Manifest.read(images)
+    recipe = Recipe.create(backbone, **options)
+    return fill_store(
+        manifest,
+        out,
+        recipe,
+        make_encoder=lambda: make_encoder(recipe, speed.engine, speed.batch_size),
+        threads=speed.threads(),
+        dtype=dtype,
+        overwrite=overwrite,
+        progress=progress,
+    )
+
+
+def fill_store(
+    manifest: Manifest,
+    out: str | os.PathLike[str],
+    recipe: Recipe,
+    *,
+    make_encoder: Callable[[], Encoder],
+    threads: int = 2,
+    dtype: str = "float32",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> FeatureStore:
+    """Do what `extract` does, for a recipe and an encoder of any kind.
+
+    `make_encoder` is called only when an image must go through the network.
+    """
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype {dtype!r} is unknown; {closest(dtype, DTYPES)}")
+    started = time.monotonic()
+    target = Path(out)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot make the folder {target.parent}: {error.strerror}; choose another --out") from error
+    with locked(target):
+        parts = Parts(target, recipe, dtype, overwrite=overwrite)
+        try:
+            plan = Plan(manifest, parts)
+            extracted = _run(plan, parts, make_encoder, threads, progress)
+            _assemble(plan, parts, target, dtype)
+        finally:
+            parts.close()
+        parts.remove()
+    store = FeatureStore(target)
+    seconds = time.monotonic() - started
+    reasons: dict[str, int] = {}
+    for row in store.index.skipped:
+        kind = row.reason.split(":")[0]
+        reasons[kind] = reasons.get(kind, 0) + 1
+    store.summary = Summary(
+        images=len(manifest),
+        stored=len(store),
+        extracted=extracted,
+        reused=len(store) - extracted,
+        skipped=len(store.index.skipped),
+        dropped=plan.dropped,
+        left_out=dict(manifest.left_out),
+        seconds=round(seconds, 3),
+        images_per_second=round(extracted / seconds, 1),
+        reasons=dict(sorted(reasons.items())),
+    )
+    return store
+
+
+@contextlib.contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """Hold `target` against other writers, or raise LockedError naming the one that holds it."""
+    path = target.with_name(f"{target.name}.lock")
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise LockedError(
+            f"{target} is being written by {_holder(path)}; wait for it or choose another --out"
+        ) from None
+    except OSError as error:
+        raise StoreError(f"cannot write beside {target}: {error.strerror}; choose another --out") from error
+    try:
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}", "utf-8")
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
+def _holder(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return path.read_text("utf-8", "replace") or "another process"
+    return "another process"
+
+
+def _run(
+    plan: Plan,
+    parts: Parts,
+    make_encoder: Callable[[], Encoder],
+    threads: int,
+    progress: Progress | None,
+) -> int:
+    """Send what is to do through the encoder, part by part; return how many images were."""
+    todo = plan.todo()
+    done = len(plan.manifest) - len(todo)
+    window = decode_window(parts.recipe.size, threads)
+    writer: PartWriter | None = None
+    try:
+        with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+            for image, result in ahead(pool, todo, lambda image: plan.examine(image, parts.recipe), window):
+                if isinstance(result, Found):
+                    plan.found[image] = result
+                else:
+                    # Made late: files that were only touched, or cannot be read, need no network.
+                    writer = writer or PartWriter(plan, parts, make_encoder())
+                    writer.add(image, result)
+                done += 1
+                if progress:
+                    progress(done, len(plan.manifest))
+        if writer:
+            writer.encode()
+    finally:
+        if writer:
+            writer.commit()  # also when interrupted: the next run goes on from here
+    return writer.extracted if writer else 0
+
+
+def decode_window(size: int, threads: int) -> int:
+    """Return how many decoded images of `size` pixels may wait for the network."""
+    return max(2 * threads, min(64, _AHEAD_BYTES // (3 * size**2)))
+
+
+def ahead(pool: ThreadPoolExecutor, items: Iterable[T], work: Callable[[T], R], window: int) -> Iterator[tuple[T, R]]:
+    """Yield ``(item, work(item))`` in order, while threads make at most `window` results ahead."""
+    queue: deque[tuple[T, Future[R]]] = deque()
+    try:
+        for item in items:
+            queue.append((item, pool.submit(work, item)))
+            if len(queue) >= window:
+                first, future = queue.popleft()
+                yield first, future.result()
+        while queue:
+            first, future = queue.popleft()
+            yield first, future.result()
+    finally:
+        for _, future in queue:
+            future.cancel()
+
+
+class PartWriter:
+    """Gathers batches for the encoder and rows for the next part."""
+
+    def __init__(self, plan: Plan, parts: Parts, encoder: Encoder) -> None:
+        parts.settle(encoder)
+        self.plan = plan
+        self.parts = parts
+        self.encoder = encoder
+        self.extracted = 0
+        self._batch: list[tuple[int, Fresh]] = []
+        self._rows: list[tuple[int, Fresh]] = []
+        self._vectors: list[NDArray[np.float32]] = []
+        self._since = time.monotonic()
+
+    def add(self, image: int, fresh: Fresh) -> None:
+        """Take one decoded image; encode when a batch is full, commit when a part is."""
+        self._batch.append((image, fresh))
+        if len(self._batch) == self.encoder.batch_size:
+            self.encode()
+        overdue = time.monotonic() - self._since > PART_SECONDS
+        if len(self._rows) >= block_rows(self.encoder.dim) or overdue:
+            self.commit()
+
+    def encode(self) -> None:
+        """Send the images in hand through the network."""
+        if not self._batch:
+            return
+        vectors = self.encoder.encode(np.stack([fresh.pixels for _, fresh in self._batch]))
+        finite = np.isfinite(vectors).all(axis=1)
+        for (image, fresh), vector, sound in zip(self._batch, vectors, finite, strict=True):
+            if sound:
+                self._rows.append((image, fresh._replace(pixels=_NO_PIXELS)))
+                self._vectors.append(vector)
+            else:
+                self.plan.found[image] = Found(fresh.stamp, reason="not-finite: the network gave no finite vector")
+        self._batch = []
+
+    def commit(self) -> None:
+        """Write the vectors in hand as the next part."""
+        if not self._rows:
+            return
+        paths = self.plan.manifest.paths
+        count = len(self._rows)
+        index = Index(
+            recipe=self.encoder.recipe,
+            segments=self.encoder.segments,
+            paths=[paths[image] for image, _ in self._rows],
+            digests=_digests([fresh.digest for _, fresh in self._rows]),
+            sizes_mtimes=_stamps([fresh.stamp for _, fresh in self._rows]),
+            labels=np.full(count, -1, np.int32),
+            splits=[""] * count,
+            groups=[""] * count,
+            created_with=_versions(self.encoder.name),
+        )
+        number = self.parts.commit(index, np.array(self._vectors, np.float32))
+        for row, (image, fresh) in enumerate(self._rows):
+            self.plan.found[image] = Found(fresh.stamp, number, row)
+        self.extracted += count
+        self._rows, self._vectors = [], []
+        self._since = time.monotonic()
+
+
+def _digests(digests: list[bytes]) -> NDArray[np.uint8]:
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
+
+
+def _stamps(stamps: list[tuple[int, int]]) -> NDArray[np.int64]:
+    return np.array(stamps, np.int64).reshape(-1, 2)
+
+
+def _versions(engine: str) -> dict[str, str]:
+    names = ["twostage-features", "numpy", "h5py", "Pillow", "keras", "tensorflow"]
+    versions = {"engine": engine, "python": platform.python_version()}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def _assemble(plan: Plan, parts: Parts, target: Path, dtype: str) -> None:
+    """Write the finished file from its sources, in the manifest's order, unless it is as it should be."""
+    manifest = plan.manifest
+    found = [each for each in plan.found if each is not None]
+    if len(found) != len(manifest):
+        raise AssertionError(f"{len(manifest) - len(found)} images are unaccounted for")
+    kept = [image for image, each in enumerate(found) if each.source >= 0]
+    if not parts.sources:
+        example = found[0].reason
+        raise StoreError(
+            f"none of the {len(found)} images could be read (the first: {example}), so {target} was not written;"
+            " check the folder"
+        )
+    latest = parts.sources[-1].index
+    index = Index(
+        recipe=parts.recipe if parts.recipe.weights_sha256 else latest.recipe,
+        segments=latest.segments,
+        paths=[manifest.paths[image] for image in kept],
+        digests=_gather_digests(parts, [found[image] for image in kept]),
+        sizes_mtimes=_stamps([found[image].stamp for image in kept]),
+        labels=np.array([manifest.labels[image] for image in kept], np.int32),
+        splits=[manifest.splits[image] for image in kept],
+        groups=[manifest.groups[image] for image in kept],
+        classes=manifest.classes,
+        root=os.fspath(manifest.root),
+        skipped=tuple(
+            Skipped(manifest.paths[image], each.reason, *each.stamp)
+            for image, each in enumerate(found)
+            if each.source < 0
+        ),
+        created_with=latest.created_with,
+    )
+    if parts.finished and len(parts.sources) == 1 and parts.finished.index.same_content(index):
+        return
+    write_store(target, index, _gather(parts, [found[image] for image in kept], block_rows(_dim(index))), dtype)
+
+
+def _dim(index: Index) -> int:
+    return max(stop for _, stop in index.segments.values())
+
+
+def _gather_digests(parts: Parts, rows: list[Found]) -> NDArray[np.uint8]:
+    return _digests([parts.sources[row.source].index.digests[row.row].tobytes() for row in rows])
+
+
+def _gather(parts: Parts, rows: list[Found], step: int) -> Iterator[NDArray[np.float32]]:
+    for start in range(0, len(rows), step):
+        block = rows[start : start + step]
+        sources = np.array([row.source for row in block])
+        numbers = np.array([row.row for row in block])
+        vectors = np.empty((len(block), parts.sources[-1].shape[1]), np.float32)
+        for source in np.unique(sources):
+            mine = np.flatnonzero(sources == source)
+            vectors[mine] = parts.sources[source].take(numbers[mine])
+        yield vectors

@@ -1,0 +1,64 @@
+"""The one place that imports Keras, so that its environment is the same everywhere."""
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from types import ModuleType
+
+from pipeline.errors import EngineError
+
+
+def load_keras() -> ModuleType:
+    """Import Keras on TensorFlow, quietly, and return the module.
+
+    Raises
+    ------
+    EngineError
+        If Keras runs on another backend than TensorFlow or puts channels first: vectors and
+        heads made here are defined for TensorFlow and channels last.
+
+    Examples
+    --------
+    >>> load_keras().config.backend()
+    'tensorflow'
+    """
+    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # start-up notices of TensorFlow's C++ side
+    try:
+        with _quiet_import():
+            import keras
+    except ImportError as error:
+        raise EngineError(f"Keras cannot be imported ({error}); run: pip install tensorflow keras") from error
+    if keras.config.backend() != "tensorflow":
+        raise EngineError(
+            f"Keras runs on {keras.config.backend()!r}, expected 'tensorflow'; unset KERAS_BACKEND"
+            " or set it to tensorflow"
+        )
+    if keras.config.image_data_format() != "channels_last":
+        raise EngineError(
+            "Keras is set to image_data_format 'channels_first', expected 'channels_last'; change it in keras.json"
+        )
+    return keras
+
+
+@contextlib.contextmanager
+def _quiet_import() -> Iterator[None]:
+    # TensorFlow's C++ side writes notices to descriptor 2 before any setting of its log level counts.
+    if "tensorflow" in sys.modules:
+        yield
+        return
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as swallowed:
+        stderr = os.dup(2)
+        os.dup2(swallowed.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            swallowed.seek(0)
+            os.write(stderr, swallowed.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)

@@ -1,0 +1,132 @@
+"""Weights of a backbone as files: where they lie and what their digest is, without Keras.
+
+Three kinds: ``"imagenet"`` (a file in Keras' own cache, downloaded by Keras when absent),
+``"random:SEED"`` (no file), and a local file.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+from pipeline.errors import UsageError, WeightsError
+from pipeline.features.backbones import Backbone
+from pipeline.features.keras_runtime import load_keras
+
+IMAGENET = "imagenet"
+FILE = "file"
+WEIGHT_SUFFIXES = (".weights.h5", ".h5", ".hdf5")
+
+
+def parse_weights(weights: str | os.PathLike[str]) -> tuple[str, Path | None]:
+    """Split the option ``--weights`` into its kind and, for a local file, its path.
+
+    Returns
+    -------
+    kind : str
+        ``"imagenet"``, ``"random:SEED"`` or ``"file"``.
+    path : Path or None
+        Absolute, for ``"file"`` only.
+
+    Raises
+    ------
+    UsageError
+        If it is neither of the words nor an existing file.
+
+    Examples
+    --------
+    >>> parse_weights("random")
+    ('random:0', None)
+    """
+    text = os.fspath(weights)
+    if text == IMAGENET:
+        return IMAGENET, None
+    if match := re.fullmatch(r"random(?::(\d+))?", text):
+        return f"random:{int(match[1] or 0)}", None
+    path = Path(text)
+    if not path.is_file():
+        raise UsageError(
+            f"weights {text!r} are neither 'imagenet', 'random', 'random:SEED' nor an existing file; check the path"
+        )
+    if not text.endswith(WEIGHT_SUFFIXES):
+        raise UsageError(
+            f"weights file {text!r} does not end in .weights.h5 or .h5; a whole .keras model is named"
+            " with --backbone instead"
+        )
+    return FILE, path.absolute()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal.
+
+    Raises
+    ------
+    WeightsError
+        If the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsError(f"cannot read the weights {path}: {error.strerror}; check the path") from error
+
+
+def imagenet_file(backbone: Backbone, size: int) -> Path:
+    """Return the published ImageNet weights of a backbone, let Keras download them when absent.
+
+    They are looked for where Keras keeps them: ``$KERAS_HOME/models`` or ``~/.keras/models``.
+
+    Raises
+    ------
+    WeightsError
+        If they are absent and cannot be downloaded: names the file and where it belongs. Also if a
+        file is there, but is not the one that Keras publishes (an interrupted download).
+    """
+    name = backbone.weights_name(size)
+    path = _in_keras_cache(name)
+    if path is None:
+        _let_keras_download(backbone, size)
+        path = _in_keras_cache(name)
+    if path is None:
+        raise WeightsError(f"Keras downloaded no {name} into {_cache_folders()[0]}; name the file with --weights")
+    return path
+
+
+def is_published(path: Path, backbone: Backbone) -> bool:
+    """Say whether a file is, to the bit, the one that Keras publishes for this backbone."""
+    expected = backbone.weights_hash
+    if expected is None:
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5" if len(expected) == 32 else "sha256").hexdigest() == expected
+
+
+def _cache_folders() -> list[Path]:
+    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras").expanduser()
+    # Keras falls back to the temporary folder when it may not write to its home.
+    return [home / "models", Path(tempfile.gettempdir()) / ".keras" / "models"]
+
+
+def _in_keras_cache(name: str) -> Path | None:
+    return next((folder / name for folder in _cache_folders() if (folder / name).is_file()), None)
+
+
+def _let_keras_download(backbone: Backbone, size: int) -> None:
+    keras = load_keras()
+    constructor = getattr(keras.applications, backbone.constructor)
+    width = {} if backbone.alpha is None else {"alpha": backbone.alpha}
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # Keras reports its download on standard output
+            constructor(weights=IMAGENET, include_top=False, input_shape=(size, size, 3), **width)
+    except Exception as error:
+        name = backbone.weights_name(size)
+        raise WeightsError(
+            f"the ImageNet weights of {backbone.name} are not on this machine and cannot be downloaded"
+            f" ({type(error).__name__}); put the file {name} into {_cache_folders()[0]},"
+            " or name a local file with --weights FILE, or use --weights random"
+        ) from error
+    finally:
+        keras.utils.clear_session()

@@ -1,0 +1,311 @@
+"""`Bundle`: recipe, head, classes and provenance in one folder that predicts.
+
+Loading a bundle runs nobody's code: scikit-learn heads are stored with skops and only types on a
+list are restored, Keras heads are weights whose layers are rebuilt here, and every file is checked
+against its SHA-256 before it is opened.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import BundleError, IntegrityError, UsageError
+from pipeline.features.engines import Encoder, make_encoder
+from pipeline.features.extraction import Speed
+from pipeline.features.recipe import Recipe
+from pipeline.features.store import publish
+from pipeline.images.decode import Source, load_pixels
+
+SCHEMA_VERSION = 1
+DESCRIPTION = "bundle.json"
+SKOPS_FILE = "head.skops"
+WEIGHTS_FILE = "head.weights.h5"
+REPORT_FILE = "report.json"
+
+# Types beyond skops' own list that heads of the table need; all are plain data holders.
+TRUSTED_TYPES: tuple[str, ...] = ()
+
+
+@dataclass
+class Bundle:
+    """A trained classifier of images.
+
+    Parameters
+    ----------
+    recipes : tuple of Recipe
+        What makes the vectors; several when feature files were joined.
+    dims : tuple of int
+        Length of each recipe's vector.
+    classes : tuple of str
+    head : fitted classifier
+        scikit-learn's contract; its ``classes_`` are indexes into `classes`.
+    head_name : str
+        Name in the table of heads, or import path.
+    params : mapping of str to object
+        What was chosen for it.
+    report : mapping
+        The report of the training, as plain data.
+    provenance : mapping of str to str
+        Seed, versions, fingerprints.
+
+    Examples
+    --------
+    >>> bundle = Bundle.load("artifacts/photos.bundle")  # doctest: +SKIP
+    >>> bundle.predict(["new.jpg"])  # doctest: +SKIP
+    array(['cat'], dtype='<U3')
+    """
+
+    recipes: tuple[Recipe, ...]
+    dims: tuple[int, ...]
+    classes: tuple[str, ...]
+    head: Any
+    head_name: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    report: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    _encoders: dict[Speed, list[Encoder]] = field(default_factory=dict, repr=False, compare=False)
+
+    def encoders(self, speed: Speed = Speed()) -> list[Encoder]:
+        """Return the recipes made runnable, one encoder each; made once.
+
+        Raises
+        ------
+        WeightsError
+            If the weights are absent or have changed since the training.
+        """
+        if speed not in self._encoders:
+            self._encoders[speed] = [make_encoder(recipe, speed.engine, speed.batch_size) for recipe in self.recipes]
+        return self._encoders[speed]
+
+    def probabilities(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Turn vectors into probabilities.
+
+        Parameters
+        ----------
+        features : ndarray of float32, shape (n, sum of dims)
+            Vectors of this bundle's recipes, side by side.
+
+        Returns
+        -------
+        ndarray of float64, shape (n, number of classes)
+            A class without training images has probability 0.
+
+        Raises
+        ------
+        UsageError
+            If the vectors have another length.
+        """
+        if features.ndim != 2 or features.shape[1] != sum(self.dims):
+            raise UsageError(
+                f"features have shape {features.shape}, expected (n, {sum(self.dims)}): vectors of {self.describe()}"
+            )
+        full = np.zeros((len(features), len(self.classes)))
+        if len(features):
+            full[:, np.asarray(self.head.classes_, int)] = self.head.predict_proba(features)
+        return full
+
+    def predict_proba(self, images: Source | Sequence[Source], speed: Speed = Speed()) -> NDArray[np.float64]:
+        """Return the probability of each class for each image, float64 (n, number of classes).
+
+        Parameters
+        ----------
+        images : path, bytes, PIL image or uint8 array, or a sequence of them
+            All are decoded at once; for many, use `pipeline.predict`, which streams.
+
+        Raises
+        ------
+        ImageError
+            If an image cannot be decoded.
+        WeightsError
+            If the weights are absent or have changed.
+        """
+        batch = list(images) if isinstance(images, (list, tuple)) else [images]
+        blocks = []
+        for encoder in self.encoders(speed):
+            recipe = encoder.recipe
+            shape = (len(batch), recipe.size, recipe.size, 3)
+            pixels = np.array([load_pixels(image, recipe.size, recipe.resize) for image in batch], np.uint8)
+            blocks.append(encoder.encode(pixels.reshape(shape)))
+        return self.probabilities(np.concatenate(blocks, axis=1))
+
+    def predict(self, images: Source | Sequence[Source], speed: Speed = Speed()) -> NDArray[np.str_]:
+        """Return the most probable class of each image, an array of str (n,); see `predict_proba`."""
+        return np.asarray(self.classes)[self.predict_proba(images, speed).argmax(axis=1)]
+
+    def describe(self) -> str:
+        """Say in a line what makes the vectors."""
+        return " + ".join(str(recipe) for recipe in self.recipes)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the bundle as a folder, whole or not at all; a bundle that is there is replaced.
+
+        Raises
+        ------
+        BundleError
+            If the head cannot be stored safely, or something else than a bundle is in the way.
+        """
+        target = Path(path)
+        if target.exists() and not (target / DESCRIPTION).is_file() and (target.is_file() or any(target.iterdir())):
+            raise BundleError(f"{target} exists and is no bundle; choose another --out")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+                fresh = Path(folder) / "new"
+                fresh.mkdir()
+                self._write(fresh)
+                for file in sorted(fresh.iterdir()):
+                    publish(file, file)
+                if target.exists():
+                    target.rename(Path(folder) / "old")
+                fresh.rename(target)
+        except OSError as error:
+            raise BundleError(f"cannot write {target}: {error.strerror}; make space or choose another --out") from error
+        return target
+
+    def _write(self, folder: Path) -> None:
+        description = _write_head(self.head, folder)
+        (folder / REPORT_FILE).write_text(json.dumps(self.report, indent=1), "utf-8")
+        content = {
+            "format": "twostage-bundle",
+            "schema_version": SCHEMA_VERSION,
+            "recipes": [json.loads(recipe.to_json()) for recipe in self.recipes],
+            "dims": list(self.dims),
+            "classes": list(self.classes),
+            "head": {"name": self.head_name, "params": dict(self.params), **description},
+            "provenance": dict(self.provenance),
+            "files": {file.name: _sha256(file.read_bytes()) for file in sorted(folder.iterdir())},
+        }
+        content["digest"] = _digest(content)
+        (folder / DESCRIPTION).write_text(json.dumps(content, indent=1), "utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Bundle":
+        """Read a bundle; nothing in it is executed.
+
+        Raises
+        ------
+        BundleError
+            If there is no bundle, or it was made by a newer version.
+        IntegrityError
+            If a file is missing, was changed, or holds a type that is not on the list.
+        """
+        folder = Path(path)
+        content = _read_description(folder)
+        try:
+            files = {name: _read_file(folder, name, digest) for name, digest in content["files"].items()}
+            head = dict(content["head"])
+            return cls(
+                recipes=tuple(Recipe.from_json(json.dumps(recipe)) for recipe in content["recipes"]),
+                dims=tuple(int(dim) for dim in content["dims"]),
+                classes=tuple(content["classes"]),
+                head=_read_head(folder, head, files),
+                head_name=head["name"],
+                params=head["params"],
+                report=json.loads(files[REPORT_FILE]),
+                provenance=content["provenance"],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, UsageError):
+                raise
+            raise IntegrityError(
+                f"{folder / DESCRIPTION} does not describe a bundle ({error}); train it anew"
+            ) from error
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / DESCRIPTION
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BundleError(f"{folder} is no bundle: it has no {DESCRIPTION}; make one with train_head.py") from error
+    except OSError as error:
+        raise BundleError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise IntegrityError(f"{path} is damaged ({error}); train the bundle anew") from error
+    if not isinstance(content, dict) or content.get("format") != "twostage-bundle":
+        raise IntegrityError(f"{path} is no description of a bundle; make one with train_head.py")
+    if content.get("schema_version") != SCHEMA_VERSION:
+        raise BundleError(
+            f"{path} has schema version {content.get('schema_version')}, this package reads {SCHEMA_VERSION};"
+            " upgrade twostage-features"
+        )
+    if content.get("digest") != _digest(content):
+        raise IntegrityError(f"{path} was changed since it was written; restore it or train the bundle anew")
+    return content
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in content.items() if name != "digest"}
+    return _sha256(json.dumps(rest, sort_keys=True).encode())
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _read_file(folder: Path, name: str, digest: str) -> bytes:
+    if name not in (SKOPS_FILE, WEIGHTS_FILE, REPORT_FILE):
+        raise IntegrityError(f"{folder} lists the unknown file {name!r}; it is no bundle of this package")
+    try:
+        data = (folder / name).read_bytes()
+    except OSError as error:
+        raise IntegrityError(f"{folder / name} cannot be read ({error.strerror}); train the bundle anew") from error
+    if _sha256(data) != digest:
+        raise IntegrityError(f"{folder / name} was changed since the training; restore it or train the bundle anew")
+    return data
+
+
+def _write_head(head: Any, folder: Path) -> dict[str, Any]:
+    """Write a fitted pipeline of scikit-learn steps and a head; return what must be said about it."""
+    import skops.io
+
+    from pipeline.heads.keras_head import KerasHead
+
+    description: dict[str, Any] = {}
+    last = head[-1]
+    if isinstance(last, KerasHead):
+        last.save_weights(folder / WEIGHTS_FILE)
+        description = {"keras": last.describe(), "keras_classes": [int(label) for label in last.classes_]}
+        head = _with_last(head, "passthrough")
+    data = skops.io.dumps(head)
+    if foreign := sorted(set(skops.io.get_untrusted_types(data=data)) - set(TRUSTED_TYPES)):
+        raise BundleError(
+            f"a {type(last).__name__} cannot be stored safely: it holds the types {', '.join(foreign)};"
+            " choose another --head"
+        )
+    (folder / SKOPS_FILE).write_bytes(data)
+    return description
+
+
+def _read_head(folder: Path, description: Mapping[str, Any], files: Mapping[str, bytes]) -> Any:
+    import skops.io
+
+    data = files[SKOPS_FILE]
+    if foreign := sorted(set(skops.io.get_untrusted_types(data=data)) - set(TRUSTED_TYPES)):
+        raise IntegrityError(
+            f"{folder / SKOPS_FILE} holds the types {', '.join(foreign)}, which are not on the list of those that are"
+            " loaded; do not use this bundle"
+        )
+    head = skops.io.loads(data, trusted=list(TRUSTED_TYPES))
+    if "keras" not in description:
+        return head
+    from pipeline.heads.keras_head import KerasHead
+
+    classes = np.asarray(description["keras_classes"])
+    return _with_last(head, KerasHead.restore(description["keras"], folder / WEIGHTS_FILE, classes))
+
+
+def _with_last(head: Any, step: Any) -> Any:
+    """Return the same pipeline with another last step; the fitted steps before it are shared."""
+    from sklearn.pipeline import Pipeline
+
+    return Pipeline([*head.steps[:-1], (head.steps[-1][0], step)])

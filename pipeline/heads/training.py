@@ -1,0 +1,401 @@
+"""Stage 2: cached vectors to a fitted head, an honest report, and a bundle."""
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import TrainingError, UsageError
+from pipeline.features.store import FeatureStore
+from pipeline.heads.bundle import Bundle
+from pipeline.heads.classifiers import HEADS, make_head
+from pipeline.heads.evaluation import evaluate, format_confusion, format_table
+from pipeline.images.splits import draw_splits
+
+SPLITS = ("train", "validation", "test")
+DEFAULT_FOLDS = 5
+
+Features = FeatureStore | str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Vectors and labels of images, joined from one or several feature files.
+
+    Parameters
+    ----------
+    X : ndarray of float32, shape (n, sum of dims)
+    y : ndarray of int, shape (n,)
+        Index into `classes`; every row is labelled.
+    splits, groups : ndarray of str, shape (n,)
+    classes : tuple of str
+    stores : tuple of FeatureStore
+    notes : tuple of str
+        What a person should know: images left out, splits drawn.
+    """
+
+    X: NDArray[np.float32]
+    y: NDArray[np.int64]
+    splits: NDArray[np.str_]
+    groups: NDArray[np.str_]
+    classes: tuple[str, ...]
+    stores: tuple[FeatureStore, ...]
+    notes: tuple[str, ...]
+
+    def rows(self, split: str) -> NDArray[np.int64]:
+        """Return the rows of a split."""
+        return np.flatnonzero(self.splits == split)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a training found, as plain data.
+
+    Parameters
+    ----------
+    head : str
+    params : dict
+        Parameters given or chosen.
+    scored_on : str
+        ``"test"``, ``"validation"`` or ``"cross-validation"``: where `accuracy` comes from.
+    metrics : dict of str to dict
+        For each split that was scored, see `pipeline.heads.evaluation.evaluate`.
+    candidates : list of dict
+        What was tried: ``{"params", "accuracy", "log_loss"}``, with the split or folds that judged.
+    chosen_on : str
+        ``"validation"``, ``"cross-validation"`` or ``""`` when nothing was chosen.
+    counts : dict of str to int
+        Images of each split.
+    notes : list of str
+    seconds : float
+        Wall-clock time of fitting and choosing.
+    history : dict of str to list of float
+        Curves of a Keras head, else empty.
+    provenance : dict
+        Recipes, seed and versions.
+    """
+
+    head: str
+    params: dict[str, Any]
+    scored_on: str
+    metrics: dict[str, dict[str, Any]]
+    candidates: list[dict[str, Any]]
+    chosen_on: str
+    counts: dict[str, int]
+    notes: list[str]
+    seconds: float
+    history: dict[str, list[float]] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def accuracy(self) -> float:
+        """Accuracy on `scored_on`, from 0 to 1."""
+        return float(self.metrics[self.scored_on]["accuracy"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, ready for JSON."""
+        return asdict(self)
+
+    def table(self, width: int = 80) -> str:
+        """Return the verdict, the per-class table and the confusions for a terminal."""
+        metrics = self.metrics[self.scored_on]
+        return "\n".join([format_table(metrics, width), "", format_confusion(metrics, width)])
+
+
+def train_head(
+    features: Features | Sequence[Features],
+    head: str = "logreg",
+    *,
+    params: Mapping[str, Any] | None = None,
+    cv: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Bundle, Report]:
+    """Fit on the training split, choose on validation, report on test.
+
+    A file without splits gets a stable, stratified hold-out, drawn from the hash of each path. The
+    strength of a head (the ``C`` of logreg, say) that is not given in `params` is chosen on the validation
+    split, or by cross-validation inside the training split when `cv` is given.
+
+    Parameters
+    ----------
+    features : FeatureStore, path, or a sequence of them
+        Several files of the same images (other backbones, layers, sizes) are joined by image.
+    head : str
+        A name of the table of heads, or the import path of a scikit-learn classifier.
+    params : mapping or None
+        Parameters of the classifier, by plain name.
+    cv : int or None
+        Folds for choosing and for a cross-validated score.
+    seed : int
+        Of the splits drawn, the folds, and the head.
+    progress : callable (done, total) or None
+        Called after each fit.
+
+    Returns
+    -------
+    bundle : Bundle
+    report : Report
+
+    Raises
+    ------
+    TrainingError
+        If there is nothing to train on: no labels, a single class, vectors that are not finite.
+    UsageError
+        If the head or a parameter does not exist.
+
+    Examples
+    --------
+    >>> bundle, report = train_head("artifacts/photos.h5", head="logreg")  # doctest: +SKIP
+    """
+    params = dict(params or {})
+    make_head(head, params, seed)  # a wrong name or parameter is an error before files are read
+    data = load_training_data(features, seed)
+    started = time.monotonic()
+    train, validation = data.rows("train"), data.rows("validation")
+    notes = list(data.notes)
+    if cv is None and not len(validation) and not len(data.rows("test")):
+        cv = DEFAULT_FOLDS
+        notes.append(f"every image is in the training split, so scores come from {cv} folds of it")
+    _check_trainable(data, train, cv)
+    chosen = _choose(data, head, params, cv, seed, progress)
+    fitted = chosen.fitted or _fit(data, make_head(head, chosen.params, seed), train, validation)
+    majority = int(np.bincount(data.y[train]).argmax())
+    metrics = {}
+    for split in ("validation", "test"):
+        rows = data.rows(split)
+        if len(rows):
+            proba = _full_probabilities(fitted, data.X[rows], len(data.classes))
+            metrics[split] = evaluate(data.y[rows], proba, data.classes, majority=majority)
+    if chosen.folded is not None:
+        metrics["cross-validation"] = evaluate(data.y[train], chosen.folded, data.classes, majority=majority)
+    scored_on = next(name for name in ("test", "validation", "cross-validation") if name in metrics)
+    if scored_on == chosen.chosen_on == "validation":
+        notes.append("the validation images also chose the parameters, so this score is a little too good")
+    recipes = [store.recipe for store in data.stores]
+    provenance = {
+        "seed": seed,
+        "fingerprints": [recipe.fingerprint for recipe in recipes],
+        "recipes": [str(recipe) for recipe in recipes],
+        "images": int(len(data.y)),
+        "versions": _versions(),
+    }
+    report = Report(
+        head=head,
+        params=chosen.params,
+        scored_on=scored_on,
+        metrics=metrics,
+        candidates=chosen.candidates,
+        chosen_on=chosen.chosen_on,
+        counts={split: len(data.rows(split)) for split in SPLITS},
+        notes=notes,
+        seconds=round(time.monotonic() - started, 3),
+        history=dict(getattr(fitted[-1], "history_", {})),
+        provenance=provenance,
+    )
+    bundle = Bundle(
+        recipes=tuple(recipes),
+        dims=tuple(store.shape[1] for store in data.stores),
+        classes=data.classes,
+        head=fitted,
+        head_name=head,
+        params=chosen.params,
+        report=report.to_dict(),
+        provenance=provenance,
+    )
+    return bundle, report
+
+
+def load_training_data(features: Features | Sequence[Features], seed: int = 0) -> TrainingData:
+    """Read and join feature files; drop rows without label; draw splits where there are none.
+
+    Raises
+    ------
+    TrainingError
+        If the files do not belong together, or nothing is labelled.
+    """
+    given = list(features) if isinstance(features, (list, tuple)) else [features]
+    if not given:
+        raise UsageError("no feature file was given; name at least one")
+    stores = tuple(each if isinstance(each, FeatureStore) else FeatureStore(each) for each in given)
+    first, notes = stores[0], []
+    rows = _joined_rows(stores, notes)
+    labels = first.labels[rows[0]].astype(np.int64)
+    labelled = np.flatnonzero(labels >= 0)
+    if not len(labelled):
+        raise TrainingError(
+            f"{first.path} has no labels, so there is nothing to learn; extract a folder of class folders or a"
+            " manifest with a label column"
+        )
+    if missing := len(labels) - len(labelled):
+        notes.append(f"{missing} images without a label were left out")
+    rows = [each[labelled] for each in rows]
+    blocks = [store.take(each) for store, each in zip(stores, rows, strict=True)]
+    for store, block in zip(stores, blocks, strict=True):
+        if bad := np.count_nonzero(~np.isfinite(block).all(axis=1)):
+            raise TrainingError(f"{bad} vectors of {store.path} are not finite; check it with verify.py")
+    picked = rows[0].tolist()
+    groups = [first.index.groups[row] for row in picked]
+    y = labels[labelled]
+    splits, drawn = draw_splits(
+        [first.paths[row] for row in picked], y.tolist(), groups, [first.splits[row] for row in picked], seed=seed
+    )
+    return TrainingData(
+        X=np.concatenate(blocks, axis=1) if len(blocks) > 1 else blocks[0],
+        y=y,
+        splits=np.array(splits),
+        groups=np.array(groups),
+        classes=first.classes,
+        stores=stores,
+        notes=(*notes, *drawn),
+    )
+
+
+def _joined_rows(stores: Sequence[FeatureStore], notes: list[str]) -> list[NDArray[np.int64]]:
+    """Return, for each store, the rows of the images that all have, in the order of the first."""
+    first = stores[0]
+    common = [path for path in first.paths if all(path in store.positions for store in stores[1:])]
+    for store in stores[1:]:
+        if store.classes != first.classes:
+            raise TrainingError(
+                f"{store.path} has classes {list(store.classes)}, {first.path} has {list(first.classes)};"
+                " extract both from the same images"
+            )
+    if not common:
+        raise TrainingError(
+            f"{', '.join(str(s.path) for s in stores)} have no image in common; extract the same folder"
+        )
+    joined = [np.array([store.positions[path] for path in common], np.int64) for store in stores]
+    for store, rows in zip(stores, joined, strict=True):
+        same = (store.index.digests[rows] == first.index.digests[joined[0]]).all(axis=1)
+        same &= store.labels[rows] == first.labels[joined[0]]
+        if not same.all():
+            example = common[int(np.flatnonzero(~same)[0])]
+            raise TrainingError(
+                f"{example!r} has other content or another label in {store.path} than in {first.path};"
+                " extract both anew from the same folder"
+            )
+        if lost := len(store) - len(common):
+            notes.append(f"{lost} images of {store.path} are not in every file and were left out")
+    return joined
+
+
+def _check_trainable(data: TrainingData, train: NDArray[np.int64], cv: int | None) -> None:
+    counts = Counter(data.y[train].tolist())
+    if not counts:
+        raise TrainingError("the training split is empty; check the split column or the folder names")
+    if len(counts) < 2:
+        only = data.classes[next(iter(counts))]
+        raise TrainingError(f"all training images are of the class {only!r}; a classifier needs at least two classes")
+    if cv is not None and cv < 2:
+        raise UsageError(f"cv {cv} makes no folds; give 2 or more")
+    if cv is not None and min(counts.values()) < cv:
+        name = data.classes[min(counts, key=lambda label: counts[label])]
+        raise TrainingError(
+            f"class {name!r} has {min(counts.values())} training images, fewer than the {cv} folds; give a smaller --cv"
+        )
+
+
+@dataclass(frozen=True)
+class _Choice:
+    params: dict[str, Any]
+    candidates: list[dict[str, Any]]
+    chosen_on: str
+    fitted: Any = None
+    folded: NDArray[np.float64] | None = None  # out-of-fold probabilities of the training rows
+
+
+def _choose(
+    data: TrainingData,
+    head: str,
+    params: dict[str, Any],
+    cv: int | None,
+    seed: int,
+    progress: Callable[[int, int], None] | None,
+) -> _Choice:
+    """Try the head's search path, as far as the user left it open, and take the best."""
+    train, validation = data.rows("train"), data.rows("validation")
+    search = HEADS[head].search if head in HEADS else {}
+    open_names = [name for name in search if name not in params]
+    grid = [{**params, name: value} for name in open_names[:1] for value in search[name]]
+    judged_on = "cross-validation" if cv else "validation" if len(validation) else ""
+    if not grid or not judged_on:
+        if not cv:
+            return _Choice(params, [], "")
+        grid = [params]
+    results: list[tuple[dict[str, Any], Any, NDArray[np.float64], dict[str, float]]] = []
+    for number, candidate in enumerate(grid):
+        fitted = None
+        if cv:
+            proba, accuracies = _cross_validate(data, head, candidate, train, cv, seed)
+            truth = data.y[train]
+        else:
+            fitted = _fit(data, make_head(head, candidate, seed), train, validation)
+            proba, accuracies = _full_probabilities(fitted, data.X[validation], len(data.classes)), []
+            truth = data.y[validation]
+        results.append((candidate, fitted, proba, _score(truth, proba, accuracies)))
+        if progress:
+            progress(number + 1, len(grid))
+    best, fitted, proba, _ = max(results, key=lambda result: (result[3]["accuracy"], -result[3]["log_loss"]))
+    candidates = [{"params": candidate, **score} for candidate, _, _, score in results]
+    return _Choice(best, candidates, judged_on if len(grid) > 1 else "", fitted, proba if cv else None)
+
+
+def _score(truth: NDArray[np.int64], proba: NDArray[np.float64], accuracies: list[float]) -> dict[str, float]:
+    own = np.clip(proba[np.arange(len(truth)), truth], 1e-15, 1.0)
+    score = {"accuracy": float((proba.argmax(axis=1) == truth).mean()), "log_loss": float(-np.log(own).mean())}
+    if accuracies:
+        score["accuracy_sd"] = float(np.std(accuracies, ddof=1))
+    return score
+
+
+def _cross_validate(
+    data: TrainingData, head: str, params: dict[str, Any], train: NDArray[np.int64], cv: int, seed: int
+) -> tuple[NDArray[np.float64], list[float]]:
+    """Return out-of-fold probabilities (len(train), K) and the accuracy of each fold."""
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    groups = data.groups[train]
+    # An image without a group is a group of its own.
+    units = np.array([group or f"\0{row}" for row, group in zip(train.tolist(), groups.tolist(), strict=True)])
+    kind = StratifiedGroupKFold if groups.astype(bool).any() else StratifiedKFold
+    proba = np.zeros((len(train), len(data.classes)))
+    accuracies = []
+    for inner, outer in kind(cv, shuffle=True, random_state=seed).split(train, data.y[train], units):
+        fitted = _fit(data, make_head(head, params, seed), train[inner], np.empty(0, np.int64))
+        proba[outer] = _full_probabilities(fitted, data.X[train[outer]], len(data.classes))
+        accuracies.append(float((proba[outer].argmax(axis=1) == data.y[train[outer]]).mean()))
+    return proba, accuracies
+
+
+def _fit(data: TrainingData, head: Any, train: NDArray[np.int64], validation: NDArray[np.int64]) -> Any:
+    """Fit a pipeline; a head that stops early is shown the validation rows."""
+    X, y = data.X[train], data.y[train]
+    if len(validation) and hasattr(head[-1], "keras_model"):
+        before = head[:-1]
+        X = before.fit_transform(X, y)
+        head[-1].fit(X, y, validation_data=(before.transform(data.X[validation]), data.y[validation]))
+        return head
+    return head.fit(X, y)
+
+
+def _full_probabilities(head: Any, X: NDArray[np.float32], n_classes: int) -> NDArray[np.float64]:
+    full = np.zeros((len(X), n_classes))
+    full[:, np.asarray(head.classes_, int)] = head.predict_proba(X)
+    return full
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in ("twostage-features", "numpy", "scikit-learn", "skops", "keras", "tensorflow"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions

@@ -1,0 +1,332 @@
+"""Batch prediction: images or cached vectors in, one row per image out, in input order."""
+
+import contextlib
+import csv
+import io
+import itertools
+import json
+import os
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ImageError, PipelineError, UsageError
+from pipeline.features.extraction import Progress, Speed, ahead, decode_window
+from pipeline.features.store import FeatureStore
+from pipeline.heads.bundle import Bundle
+from pipeline.images.decode import load_pixels, read_bytes
+from pipeline.images.manifest import Manifest
+
+OK = "ok"
+STDOUT = "-"
+
+
+class Prediction(NamedTuple):
+    """What was found for one image.
+
+    Parameters
+    ----------
+    path : str
+        As it was given.
+    status : str
+        ``"ok"``, or the reason why there is no prediction.
+    labels : tuple of str
+        The most probable classes, best first; empty unless `status` is ``"ok"``.
+    probabilities : tuple of float
+        Theirs, from 0 to 1.
+    """
+
+    path: str
+    status: str
+    labels: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] = ()
+
+
+def predict(
+    bundle: Bundle,
+    images: Iterable[str | os.PathLike[str]] | FeatureStore,
+    *,
+    top_k: int = 1,
+    speed: Speed = Speed(),
+    progress: Progress | None = None,
+) -> Iterator[Prediction]:
+    """Predict the class of each image, in order; memory does not grow with their number.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    images : iterable of paths, or FeatureStore
+        Files are decoded and encoded as in the extraction; a feature file of the bundle's recipe
+        needs neither.
+    top_k : int
+        How many classes to name for each image, at most the number of classes.
+    speed : Speed
+        Engine, batch size, workers.
+    progress : callable (done, total) or None
+        Called after each batch; `total` is 0 where it is not known.
+
+    Yields
+    ------
+    Prediction
+        One for each image; one that cannot be read has its reason as `status`.
+
+    Raises
+    ------
+    UsageError
+        If `top_k` is out of range, or the feature file has another recipe.
+    WeightsError
+        If the weights are absent or have changed since the training.
+
+    Examples
+    --------
+    >>> bundle = Bundle.load("artifacts/photos.bundle")  # doctest: +SKIP
+    >>> [row.labels[0] for row in predict(bundle, ["new.jpg"])]  # doctest: +SKIP
+    ['cat']
+    """
+    if not 1 <= top_k <= len(bundle.classes):
+        raise UsageError(f"top-k {top_k} is out of range; the bundle has {len(bundle.classes)} classes")
+    if isinstance(images, FeatureStore):
+        return _from_store(bundle, images, top_k, progress)
+    return _from_files(bundle, images, top_k, speed, progress)
+
+
+def list_images(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
+    """Yield the path of each image that files, folders, manifests and ``-`` (standard input) name.
+
+    A folder stands for all images in it at any depth; a ``.csv`` or ``.parquet`` file for its rows;
+    standard input for one path a line.
+
+    Raises
+    ------
+    ManifestError
+        If a folder holds no image or a manifest cannot be read.
+    """
+    for each in inputs:
+        text = os.fspath(each)
+        if text == STDOUT:
+            yield from (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer if line.strip())
+        elif Path(text).is_dir():
+            yield from _joined(text, Manifest.from_folder(text, labelled=False))
+        elif text.lower().endswith((".csv", ".parquet")):
+            yield from _joined(os.path.dirname(text), Manifest.from_table(text))  # noqa: PTH120 - keeps "" for here
+        else:
+            yield text
+
+
+def _joined(folder: str, manifest: Manifest) -> Iterator[str]:
+    return (os.path.join(folder, path) for path in manifest.paths)  # noqa: PTH118 - pathlib drops a leading ./
+
+
+def _from_store(bundle: Bundle, store: FeatureStore, top_k: int, progress: Progress | None) -> Iterator[Prediction]:
+    if len(bundle.recipes) != 1 or not bundle.recipes[0].same_as(store.recipe):
+        raise UsageError(
+            f"{store.path} was made with {store.recipe}, the bundle expects {bundle.describe()}; predict from the"
+            " images instead"
+        )
+
+    def rows() -> Iterator[Prediction]:
+        for start, vectors in store.blocks():
+            yield from _ranked(bundle, store.paths[start : start + len(vectors)], vectors, top_k)
+            if progress:
+                progress(start + len(vectors), len(store))
+
+    return rows()
+
+
+def _from_files(
+    bundle: Bundle,
+    images: Iterable[str | os.PathLike[str]],
+    top_k: int,
+    speed: Speed,
+    progress: Progress | None,
+) -> Iterator[Prediction]:
+    encoders = bundle.encoders(speed)
+    # Backbones that want the same pixels share them.
+    kinds = sorted({(encoder.recipe.size, encoder.recipe.resize) for encoder in encoders})
+    step = max(encoder.batch_size for encoder in encoders)
+    total = len(images) if isinstance(images, Sequence) else 0
+    threads = speed.threads()
+
+    def decode(path: str) -> list[NDArray[np.uint8]] | str:
+        try:
+            content = read_bytes(path)
+            return [load_pixels(content, size, resize) for size, resize in kinds]
+        except ImageError as error:
+            return str(error)
+
+    done = 0
+    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+        decoded = ahead(pool, map(os.fspath, images), decode, decode_window(max(kinds)[0], threads))
+        while batch := list(itertools.islice(decoded, step)):
+            good = [(path, pixels) for path, pixels in batch if not isinstance(pixels, str)]
+            rows = iter(())  # type: Iterator[Prediction]
+            if good:
+                stacks = dict(zip(kinds, map(np.stack, zip(*(pixels for _, pixels in good), strict=True)), strict=True))
+                vectors = [encoder.encode(stacks[encoder.recipe.size, encoder.recipe.resize]) for encoder in encoders]
+                rows = _ranked(bundle, [path for path, _ in good], np.concatenate(vectors, axis=1), top_k)
+            for path, pixels in batch:
+                yield Prediction(path, pixels) if isinstance(pixels, str) else next(rows)
+            done += len(batch)
+            if progress:
+                progress(done, total)
+
+
+def _ranked(bundle: Bundle, paths: Sequence[str], vectors: NDArray[np.float32], top_k: int) -> Iterator[Prediction]:
+    for path, row in zip(paths, bundle.probabilities(vectors), strict=True):
+        best = np.argsort(-row, kind="stable")[:top_k]
+        yield Prediction(path, OK, tuple(bundle.classes[i] for i in best), tuple(float(row[i]) for i in best))
+
+
+class _Writer(Protocol):
+    def write(self, row: Prediction) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def columns(top_k: int) -> list[str]:
+    """Return the names of the columns of a table of predictions.
+
+    >>> columns(2)
+    ['path', 'status', 'label', 'probability', 'label_2', 'probability_2']
+    """
+    more = [f"{name}_{rank}" for rank in range(2, top_k + 1) for name in ("label", "probability")]
+    return ["path", "status", "label", "probability", *more]
+
+
+def _cells(row: Prediction, top_k: int) -> list[Any]:
+    ranked = [cell for pair in zip(row.labels, row.probabilities, strict=True) for cell in pair]
+    return [row.path, row.status, *ranked, *[None] * (2 * top_k - len(ranked))]
+
+
+def _printable(text: Any) -> Any:
+    # A name that is not UTF-8 would make the whole table unreadable; its odd bytes become \udc80 and so on.
+    return text.encode("utf-8", "backslashreplace").decode() if isinstance(text, str) else text
+
+
+class _CsvWriter:
+    def __init__(self, file: BinaryIO, top_k: int) -> None:
+        self._text = io.TextIOWrapper(file, "utf-8", newline="", write_through=True)
+        self._table = csv.writer(self._text)
+        self._top_k = top_k
+        self._table.writerow(columns(top_k))
+
+    def write(self, row: Prediction) -> None:
+        cells = _cells(row, self._top_k)
+        self._table.writerow([f"{cell:.6f}" if isinstance(cell, float) else _printable(cell) for cell in cells])
+
+    def close(self) -> None:
+        self._text.detach()
+
+
+class _JsonLinesWriter:
+    def __init__(self, file: BinaryIO, top_k: int) -> None:
+        self._file = file
+        self._top_k = top_k
+
+    def write(self, row: Prediction) -> None:
+        cells = dict(zip(columns(self._top_k), _cells(row, self._top_k), strict=True))
+        self._file.write(json.dumps(cells).encode() + b"\n")
+
+    def close(self) -> None:
+        self._file.flush()
+
+
+class _ParquetWriter:
+    def __init__(self, file: BinaryIO, top_k: int) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        names = columns(top_k)
+        self._arrow = pyarrow
+        self._schema = pyarrow.schema(
+            [(name, pyarrow.float64() if name.startswith("probability") else pyarrow.string()) for name in names]
+        )
+        self._writer = pyarrow.parquet.ParquetWriter(file, self._schema)
+        self._top_k = top_k
+        self._rows: list[list[Any]] = []
+
+    def write(self, row: Prediction) -> None:
+        self._rows.append([_printable(cell) for cell in _cells(row, self._top_k)])
+        if len(self._rows) == 10_000:
+            self._flush()
+
+    def _flush(self) -> None:
+        rows = [dict(zip(self._schema.names, row, strict=True)) for row in self._rows]
+        self._writer.write_table(self._arrow.Table.from_pylist(rows, self._schema))
+        self._rows = []
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+
+
+WRITERS: dict[str, Callable[[BinaryIO, int], _Writer]] = {
+    ".csv": _CsvWriter,
+    ".jsonl": _JsonLinesWriter,
+    ".parquet": _ParquetWriter,
+}
+
+
+def write_predictions(rows: Iterable[Prediction], out: str | os.PathLike[str], top_k: int = 1) -> Counter[str]:
+    """Write predictions as CSV, JSON lines or Parquet, whichever `out` ends in; whole or not at all.
+
+    Parameters
+    ----------
+    rows : iterable of Prediction
+    out : path
+        ``.csv``, ``.jsonl`` or ``.parquet``; ``-`` for CSV on standard output.
+    top_k : int
+        As given to `predict`.
+
+    Returns
+    -------
+    Counter of str
+        Rows by status: ``"ok"``, or the first word of the reason.
+
+    Raises
+    ------
+    UsageError
+        If `out` has another ending.
+    PipelineError
+        If it cannot be written.
+    """
+    counts: Counter[str] = Counter()
+    target = Path(out)
+    to_stdout = os.fspath(out) == STDOUT
+    suffix = ".csv" if to_stdout else target.suffix.lower()
+    if suffix not in WRITERS:
+        raise UsageError(f"cannot tell the format of {str(out)!r}; end it in {', '.join(WRITERS)}, or give - for CSV")
+    try:
+        with contextlib.nullcontext(sys.stdout.buffer) if to_stdout else _replacing(target) as file:
+            writer = WRITERS[suffix](file, top_k)
+            for row in rows:
+                writer.write(row)
+                counts[row.status.split(":")[0]] += 1
+            writer.close()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise PipelineError(
+            f"cannot write {out}: {error.strerror or error}; make space or choose another --out"
+        ) from error
+    return counts
+
+
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file that takes the target's name when all went well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
+        temporary = Path(folder) / "new"
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
