@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.errors import ImageError, IntegrityError, PipelineError
     from pipeline.features.backbones import BACKBONES, Backbone
-    from pipeline.features.extraction import Speed, Summary, extract
+    from pipeline.features.engines import Speed
+    from pipeline.features.extraction import Summary, extract
     from pipeline.features.recipe import Recipe
     from pipeline.features.store import FeatureStore, verify
     from pipeline.features.transformer import BottleneckFeatures
@@ -37,7 +38,7 @@ _HOMES = {
     "Prediction": "prediction",
     "Recipe": "features.recipe",
     "Report": "heads.training",
-    "Speed": "features.extraction",
+    "Speed": "features.engines",
     "Summary": "features.extraction",
     "extract": "features.extraction",
     "predict": "prediction",

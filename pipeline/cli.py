@@ -37,14 +37,13 @@ def _command(function: Callable[..., int | None]) -> click.Command:
         debug = options.pop("debug")
         sys.exit(_guarded(functools.partial(function, **options), debug))
 
-    options = [
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON object with counts, rates and paths."),
-        click.option("--quiet", is_flag=True, help="No progress and no hints, only the result."),
-        click.option("--debug", is_flag=True, help="Show a traceback when something fails."),
+    command = main.command(context_settings=_CONTEXT)(guarded)
+    command.params += [
+        click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object with counts, rates and paths."),
+        click.Option(["--quiet"], is_flag=True, help="No progress and no hints, only the result."),
+        click.Option(["--debug"], is_flag=True, help="Show a traceback when something fails."),
     ]
-    for option in reversed(options):
-        guarded = option(guarded)
-    return main.command(context_settings=_CONTEXT)(guarded)
+    return command
 
 
 def _guarded(run: Callable[[], int | None], debug: bool) -> int:
@@ -181,7 +180,7 @@ def extract(
     folder of images, or a CSV or Parquet table with columns path[,label][,split][,group]. Run again,
     it does only what is new or changed.
     """
-    from pipeline.features.extraction import Speed
+    from pipeline.features.engines import Speed
     from pipeline.features.extraction import extract as run
 
     with _progress(" images", quiet) as progress:
@@ -241,7 +240,7 @@ def train_head(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    """Stage 2: train a classifier on cached vectors.
+    r"""Stage 2: train a classifier on cached vectors.
 
     Fits on the training split, chooses on validation, reports on test; a file without splits gets a
     stable hold-out. Several FEATURES files of the same images are joined by image.
@@ -294,7 +293,7 @@ def predict(
     IMAGES are files, folders, a CSV or Parquet table with a path column, - for paths on standard
     input, or one feature file. An image that cannot be read has the reason in its row.
     """
-    from pipeline.features.extraction import Speed
+    from pipeline.features.engines import Speed
     from pipeline.heads.bundle import Bundle
     from pipeline.prediction import OK, list_images, write_predictions
     from pipeline.prediction import predict as run

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ImageError, PipelineError, UsageError
-from pipeline.features.extraction import Progress, Speed, ahead, decode_window
+from pipeline.features.engines import Speed
+from pipeline.features.extraction import Progress, ahead, decode_window
 from pipeline.features.store import FeatureStore
 from pipeline.heads.bundle import Bundle
 from pipeline.images.decode import load_pixels, read_bytes
@@ -113,7 +114,7 @@ def list_images(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
         if text == STDOUT:
             yield from (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer if line.strip())
         elif Path(text).is_dir():
-            yield from _joined(text, Manifest.from_folder(text, labelled=False))
+            yield from _joined(text, Manifest.from_folder(text))
         elif text.lower().endswith((".csv", ".parquet")):
             yield from _joined(os.path.dirname(text), Manifest.from_table(text))  # noqa: PTH120 - keeps "" for here
         else:
@@ -163,7 +164,7 @@ def _from_files(
 
     done = 0
     with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        decoded = ahead(pool, map(os.fspath, images), decode, decode_window(max(kinds)[0], threads))
+        decoded = ahead(pool, (os.fspath(image) for image in images), decode, decode_window(max(kinds)[0], threads))
         while batch := list(itertools.islice(decoded, step)):
             good = [(path, pixels) for path, pixels in batch if not isinstance(pixels, str)]
             rows = iter(())  # type: Iterator[Prediction]

@@ -1,6 +1,8 @@
 """`Encoder`: a recipe made runnable, and the table of engines that can do it."""
 
+import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -11,6 +13,32 @@ from pipeline.features.recipe import VERSIONS, Recipe
 
 AUTO = "auto"
 _BATCH_PIXELS = 32 * 224 * 224  # 32 photographs of the common size: more gains no speed on a processor
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What changes how fast vectors are made, and nothing else.
+
+    Parameters
+    ----------
+    engine : {"auto", "keras"}
+    batch_size : int or None
+        Rows per forward pass; None for a size that suits the recipe.
+    workers : int or None
+        Threads that decode; None for one per processor core.
+    """
+
+    engine: str = "auto"
+    batch_size: int | None = None
+    workers: int | None = None
+
+    def threads(self) -> int:
+        """Return the number of decoding threads."""
+        if self.workers is None:
+            return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if self.workers < 1:
+            raise UsageError(f"workers {self.workers} is too few; give 1 or more")
+        return self.workers
 
 
 class Encoder(Protocol):
@@ -50,15 +78,8 @@ def _keras(recipe: Recipe, batch_size: int) -> Encoder:
 ENGINES: dict[str, Callable[[Recipe, int], Encoder]] = {"keras": _keras}
 
 
-def make_encoder(recipe: Recipe, engine: str = AUTO, batch_size: int | None = None) -> Encoder:
+def make_encoder(recipe: Recipe, speed: Speed = Speed()) -> Encoder:
     """Make a recipe runnable.
-
-    Parameters
-    ----------
-    recipe : Recipe
-    engine : {"auto", "keras"}
-    batch_size : int or None
-        Rows per forward pass; None for a size that suits the recipe.
 
     Raises
     ------
@@ -74,14 +95,14 @@ def make_encoder(recipe: Recipe, engine: str = AUTO, batch_size: int | None = No
     >>> make_encoder(Recipe("mobilenet_0.25", "random:0", size=32)).dim
     256
     """
-    if engine not in (AUTO, *ENGINES):
-        raise UsageError(f"engine {engine!r} is unknown; {closest(engine, [AUTO, *ENGINES])}")
-    if batch_size is not None and batch_size < 1:
-        raise UsageError(f"batch size {batch_size} is too small; give 1 or more")
+    if speed.engine not in (AUTO, *ENGINES):
+        raise UsageError(f"engine {speed.engine!r} is unknown; {closest(speed.engine, [AUTO, *ENGINES])}")
+    if speed.batch_size is not None and speed.batch_size < 1:
+        raise UsageError(f"batch size {speed.batch_size} is too small; give 1 or more")
     if dict(recipe.versions) != VERSIONS:
         raise EngineError(
-            f"these vectors were made with versions {dict(recipe.versions)} of the pixel and vector code, this"
-            f" package has {VERSIONS}; install the old twostage-features or extract anew with --overwrite"
+            f"these vectors were made with versions {dict(recipe.versions)} of the pixel and vector code, this package"
+            f" has {VERSIONS}; install the old twostage-features or extract anew with --overwrite"
         )
-    size = batch_size or max(1, min(32, _BATCH_PIXELS // recipe.size**2))
-    return ENGINES["keras" if engine == AUTO else engine](recipe, size)
+    batch_size = speed.batch_size or max(1, min(32, _BATCH_PIXELS // recipe.size**2))
+    return ENGINES["keras" if speed.engine == AUTO else speed.engine](recipe, batch_size)

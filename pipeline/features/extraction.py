@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from pipeline.errors import LockedError, StoreError, UsageError, closest
-from pipeline.features.engines import Encoder, make_encoder
+from pipeline.features.engines import Encoder, Speed, make_encoder
 from pipeline.features.plan import Found, Fresh, Parts, Plan
 from pipeline.features.recipe import Recipe, RecipeOptions
 from pipeline.features.store import DTYPES, FeatureStore, Index, Skipped, block_rows, write_store
@@ -35,32 +35,6 @@ _NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 Progress = Callable[[int, int], None]
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class Speed:
-    """What changes how fast vectors are made, and nothing else.
-
-    Parameters
-    ----------
-    engine : {"auto", "keras"}
-    batch_size : int or None
-        Rows per forward pass; None for a size that suits the recipe.
-    workers : int or None
-        Threads that decode; None for one per processor core.
-    """
-
-    engine: str = "auto"
-    batch_size: int | None = None
-    workers: int | None = None
-
-    def threads(self) -> int:
-        """Return the number of decoding threads."""
-        if self.workers is None:
-            return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if self.workers < 1:
-            raise UsageError(f"workers {self.workers} is too few; give 1 or more")
-        return self.workers
 
 
 @dataclass(frozen=True)
@@ -90,7 +64,7 @@ def extract(
     *,
     dtype: str = "float32",
     overwrite: bool = False,
-    speed: Speed = Speed(),  # noqa: B008 - frozen
+    speed: Speed = Speed(),
     progress: Progress | None = None,
     **options: Unpack[RecipeOptions],
 ) -> FeatureStore:
@@ -142,7 +116,7 @@ def extract(
         manifest,
         out,
         recipe,
-        make_encoder=lambda: make_encoder(recipe, speed.engine, speed.batch_size),
+        make_encoder=lambda: make_encoder(recipe, speed),
         threads=speed.threads(),
         dtype=dtype,
         overwrite=overwrite,
@@ -312,8 +286,8 @@ class PartWriter:
         if not self._batch:
             return
         vectors = self.encoder.encode(np.stack([fresh.pixels for _, fresh in self._batch]))
-        finite = np.isfinite(vectors).all(axis=1)
-        for (image, fresh), vector, sound in zip(self._batch, vectors, finite, strict=True):
+        finite = np.asarray(np.isfinite(vectors).all(axis=1))
+        for (image, fresh), vector, sound in zip(self._batch, vectors, finite.tolist(), strict=True):
             if sound:
                 self._rows.append((image, fresh._replace(pixels=_NO_PIXELS)))
                 self._vectors.append(vector)

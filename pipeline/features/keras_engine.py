@@ -16,7 +16,7 @@ from pipeline.errors import EngineError, UsageError, WeightsError, closest
 from pipeline.features.backbones import Backbone
 from pipeline.features.keras_runtime import load_keras
 from pipeline.features.recipe import CUSTOM, LAST, Recipe
-from pipeline.features.weights import FILE, IMAGENET, file_sha256, imagenet_file
+from pipeline.features.weights import IMAGENET, file_sha256, imagenet_file
 
 # keras.applications.imagenet_utils.preprocess_input: ImageNet's channel statistics.
 CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)

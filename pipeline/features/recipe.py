@@ -131,7 +131,7 @@ class Recipe:
         _check_choice("pooling", pooling, POOLINGS)
         _check_choice("resize", resize, RESIZE_POLICIES)
         _check_choice("precision", precision, PRECISIONS)
-        common = {
+        common: dict[str, Any] = {
             "layers": tuple(layers) or (LAST,),
             "pooling": pooling,
             "resize": resize,
@@ -225,7 +225,7 @@ class Recipe:
             known = {f.name for f in dataclasses.fields(cls)}
             if unknown := sorted(set(data) - known):
                 raise IntegrityError(
-                    f"the recipe has unknown fields {unknown}: it was made by a newer version; upgrade twostage-features"
+                    f"the recipe has unknown fields {unknown}, made by a newer version; upgrade twostage-features"
                 )
             recipe = cls(**{**data, "layers": tuple(data["layers"])})
             recipe._check()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import h5py
 import numpy as np
@@ -269,7 +269,7 @@ def write_store(path: Path, index: Index, vectors: Iterable[NDArray[np.float32]]
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with h5py.File(temporary, "w", libver="latest") as file:
+        with temporary.open("w+b") as raw, _new_file(raw) as file:
             _fill(file, index, vectors, dtype)
         publish(temporary, path)
     except (OSError, RuntimeError) as error:
@@ -287,7 +287,7 @@ def write_part(path: Path, index: Index, vectors: NDArray[np.float32]) -> None:
         If the disk is full or the folder cannot be written.
     """
     image = io.BytesIO()
-    with h5py.File(image, "w", libver="latest") as file:
+    with _new_file(image) as file:
         _fill(file, index, [vectors], "float32")
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -340,7 +340,7 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
         with FeatureStore(path) as store:
             for start, vectors in store.blocks():
                 bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-                problems += [f"row {start + row} ({store.paths[start + row]!r}) is not finite" for row in bad]
+                problems += [f"row {row} ({store.paths[row]!r}) is not finite" for row in (start + bad).tolist()]
                 if progress:
                     progress(start + len(vectors), len(store))
     except IntegrityError as error:
@@ -371,6 +371,20 @@ def _guard(path: Path) -> Iterator[None]:
             f"{path} is damaged or no feature file ({' '.join(str(error).split())[:160]}); restore it from a"
             " copy or extract anew with --overwrite"
         ) from error
+
+
+def _new_file(raw: BinaryIO) -> h5py.File:
+    # Through the low-level interface, which alone can leave out the times that would make every file differ.
+    creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    creation.set_obj_track_times(False)
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_libver_bounds(h5py.h5f.LIBVER_LATEST, h5py.h5f.LIBVER_LATEST)
+    access.set_fileobj_driver(h5py.h5fd.fileobj_driver, raw)
+    file = h5py.File(h5py.h5f.create(b"new", h5py.h5f.ACC_EXCL, creation, access))
+    group = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
+    group.set_obj_track_times(False)
+    h5py.h5g.create(file.id, b"skipped", gcpl=group)
+    return file
 
 
 def _fill(file: h5py.File, index: Index, vectors: Iterable[NDArray[np.float32]], dtype: str) -> None:

@@ -8,7 +8,6 @@ against its SHA-256 before it is opened.
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import BundleError, IntegrityError, UsageError
-from pipeline.features.engines import Encoder, make_encoder
-from pipeline.features.extraction import Speed
+from pipeline.features.engines import Encoder, Speed, make_encoder
 from pipeline.features.recipe import Recipe
 from pipeline.features.store import publish
 from pipeline.images.decode import Source, load_pixels
@@ -83,7 +81,7 @@ class Bundle:
             If the weights are absent or have changed since the training.
         """
         if speed not in self._encoders:
-            self._encoders[speed] = [make_encoder(recipe, speed.engine, speed.batch_size) for recipe in self.recipes]
+            self._encoders[speed] = [make_encoder(recipe, speed) for recipe in self.recipes]
         return self._encoders[speed]
 
     def probabilities(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -128,7 +126,7 @@ class Bundle:
         WeightsError
             If the weights are absent or have changed.
         """
-        batch = list(images) if isinstance(images, (list, tuple)) else [images]
+        batch: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
         blocks = []
         for encoder in self.encoders(speed):
             recipe = encoder.recipe
@@ -300,7 +298,7 @@ def _read_head(folder: Path, description: Mapping[str, Any], files: Mapping[str,
         return head
     from pipeline.heads.keras_head import KerasHead
 
-    classes = np.asarray(description["keras_classes"])
+    classes = list(description["keras_classes"])
     return _with_last(head, KerasHead.restore(description["keras"], folder / WEIGHTS_FILE, classes))
 
 

@@ -36,6 +36,9 @@ class Head:
         there is nothing to choose.
     standardise : bool
         Whether features are brought to mean 0 and variance 1 first.
+    softmax : bool
+        Whether probabilities come from `SoftmaxHead`, because the classifier has none, or has
+        overconfident ones.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Head:
     build: "Callable[[int], ClassifierMixin]"
     search: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     standardise: bool = True
+    softmax: bool = False
 
 
 def _logreg(seed: int) -> "ClassifierMixin":
@@ -72,13 +76,13 @@ def _svm(seed: int) -> "ClassifierMixin":
     return SVC(C=3.0, break_ties=True, random_state=seed)
 
 
-def _knn(seed: int) -> "ClassifierMixin":  # noqa: ARG001 - nothing random in it
+def _knn(seed: int) -> "ClassifierMixin":
     from sklearn.neighbors import KNeighborsClassifier
 
     return KNeighborsClassifier(n_neighbors=5)
 
 
-def _lda(seed: int) -> "ClassifierMixin":  # noqa: ARG001 - nothing random in it
+def _lda(seed: int) -> "ClassifierMixin":
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
     return LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
@@ -97,7 +101,7 @@ def _hist_gradient_boosting(seed: int) -> "ClassifierMixin":
     return HistGradientBoostingClassifier(max_features=0.1, max_leaf_nodes=15, random_state=seed)
 
 
-def _nearest_centroid(seed: int) -> "ClassifierMixin":  # noqa: ARG001 - nothing random in it
+def _nearest_centroid(seed: int) -> "ClassifierMixin":
     from sklearn.neighbors import NearestCentroid
 
     return NearestCentroid()
@@ -122,14 +126,44 @@ _ROWS = (
         _logreg,
         {"C": (0.001, 0.003, 0.01, 0.03, 0.1, 1.0)},
     ),
-    Head("ridge", "ridge regression on +1 and -1", _ridge, {"alpha": (10.0, 100.0, 1000.0, 10_000.0)}),
-    Head("linear-svm", "linear support vector machine", _linear_svm, {"C": (1e-4, 1e-3, 1e-2)}),
-    Head("svm", "support vector machine with an RBF kernel", _svm, {"C": (1.0, 3.0, 10.0)}),
+    Head(
+        "ridge",
+        "ridge regression on +1 and -1",
+        _ridge,
+        {"alpha": (10.0, 100.0, 1000.0, 10_000.0)},
+        softmax=True,
+    ),
+    Head(
+        "linear-svm",
+        "linear support vector machine",
+        _linear_svm,
+        {"C": (1e-4, 1e-3, 1e-2)},
+        softmax=True,
+    ),
+    Head(
+        "svm",
+        "support vector machine with an RBF kernel",
+        _svm,
+        {"C": (1.0, 3.0, 10.0)},
+        softmax=True,
+    ),
     Head("knn", "vote of the nearest neighbours", _knn, {"n_neighbors": (1, 3, 5, 10, 20)}),
-    Head("lda", "linear discriminant analysis with shrinkage", _lda, {"shrinkage": ("auto", 0.1, 0.3, 0.5)}),
+    Head(
+        "lda",
+        "linear discriminant analysis with shrinkage",
+        _lda,
+        {"shrinkage": ("auto", 0.1, 0.3, 0.5)},
+        softmax=True,
+    ),
     Head("random-forest", "300 randomised trees", _random_forest, standardise=False),
-    Head("hist-gradient-boosting", "boosted trees on binned features", _hist_gradient_boosting, standardise=False),
-    Head("nearest-centroid", "the class whose mean is nearest", _nearest_centroid),
+    Head(
+        "hist-gradient-boosting",
+        "boosted trees on binned features",
+        _hist_gradient_boosting,
+        standardise=False,
+    ),
+    # Wrapped also because its own predict and predict_proba measure distance differently.
+    Head("nearest-centroid", "the class whose mean is nearest", _nearest_centroid, softmax=True),
     Head("dummy", "always the commonest class: the baseline", _dummy, standardise=False),
     Head("dense", "Keras network: hidden layers, dropout, early stopping", _dense),
 )
@@ -350,11 +384,13 @@ def make_head(name: str, params: Mapping[str, object] | None = None, seed: int =
     row = HEADS.get(name)
     classifier = row.build(seed) if row else _import_classifier(name, seed)
     _set_params(name, classifier, params or {})
+    softmax = row.softmax if row else not hasattr(classifier, "predict_proba")
+    standardise = row.standardise if row else not _wants_positive(classifier)
     # In float16 the scaler would overflow and round; np.float32 as a function is a cast.
     steps: list[tuple[str, Any]] = [("float32", FunctionTransformer(np.float32))]
-    if row.standardise if row else not _wants_positive(classifier):
+    if standardise:
         steps.append(("standardise", StandardScaler()))
-    return Pipeline([*steps, ("head", _with_probabilities(name, classifier))])
+    return Pipeline([*steps, ("head", _softmax_head(name, classifier) if softmax else classifier)])
 
 
 def parse_params(pairs: Iterable[str]) -> dict[str, object]:
@@ -412,7 +448,7 @@ def _import_classifier(path: str, seed: int) -> Any:
     try:
         classifier = found()
         usable = isinstance(found, type) and is_classifier(classifier)
-    except Exception as error:  # noqa: BLE001 - whatever the user named may fail in any way
+    except Exception as error:  # whatever the user named may fail in any way
         raise UsageError(
             f"cannot make the head {path!r} without arguments ({error}); expected a scikit-learn classifier"
             " whose parameters all have defaults"
@@ -436,13 +472,11 @@ def _set_params(name: str, classifier: Any, params: Mapping[str, object]) -> Non
     classifier.set_params(**params)
 
 
-def _with_probabilities(name: str, classifier: Any) -> Any:
-    if hasattr(classifier, "predict_proba"):
-        return classifier
+def _softmax_head(name: str, classifier: Any) -> Any:
     if not hasattr(classifier, "decision_function"):
         raise UsageError(
-            f"the head {name!r} offers neither predict_proba nor decision_function, so it gives no"
-            " probabilities; choose a classifier that has one of them"
+            f"the head {name!r} with these parameters offers no decision_function, so it gives no probabilities;"
+            " choose another classifier or other parameters"
         )
     return __getattr__("SoftmaxHead")(classifier)
 

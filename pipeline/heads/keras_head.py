@@ -19,18 +19,18 @@ from pipeline.features.keras_runtime import load_keras
 _MAX_STEPS_PER_CALL = 256  # training steps in one call of TensorFlow: an epoch of a small data set
 
 
-def _whole(value: object, least: int) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+def _whole(value: Any, least: int) -> bool:
+    return value is not True and value is not False and isinstance(value, Integral) and int(value) >= least
 
 
-def _number(value: object, low: float, high: float) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and low <= float(value) < high
+def _number(value: Any, low: float, high: float) -> bool:
+    return value is not True and value is not False and isinstance(value, Real) and low <= float(value) < high
 
 
 _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "hidden": (
         "sizes of the hidden layers of at least 1, such as (256,) or (256, 128)",
-        lambda v: _whole(v, 1) or (isinstance(v, Sequence) and all(_whole(size, 1) for size in v)),
+        lambda v: _whole(v, 1) or (isinstance(v, (list, tuple)) and all(_whole(size, 1) for size in v)),
     ),
     "dropout": ("a number from 0 to below 1", lambda v: _number(v, 0.0, 1.0)),
     "learning_rate": ("a number above 0", lambda v: _number(v, np.nextafter(0.0, 1.0), np.inf)),
@@ -96,9 +96,9 @@ class KerasHead(ClassifierMixin, BaseEstimator):
 
     def __init__(
         self,
-        hidden: int | Sequence[int] = (256,),
+        hidden: int | Sequence[int] = (256, 128),
         dropout: float = 0.5,
-        learning_rate: float = 1e-3,
+        learning_rate: float = 3e-4,
         epochs: int = 100,
         batch_size: int = 32,
         patience: int = 10,
@@ -422,7 +422,7 @@ def _hold_out(codes: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray
     return np.setdiff1d(rows, held), np.sort(held)
 
 
-def _seed(random_state: int | np.random.RandomState | None) -> int:
+def _seed(random_state: Any) -> int:
     if isinstance(random_state, Integral):
         return int(random_state)
     return int(check_random_state(random_state).randint(2**31 - 1))
@@ -435,7 +435,7 @@ def _seeds(seed: int) -> Iterator[int]:
         yield int(rng.integers(2**31 - 1))
 
 
-def _sizes(hidden: int | Sequence[int]) -> list[int]:
+def _sizes(hidden: Any) -> list[int]:
     return [int(hidden)] if isinstance(hidden, Integral) else [int(size) for size in hidden]
 
 

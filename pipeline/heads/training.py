@@ -185,7 +185,7 @@ def train_head(
         "seed": seed,
         "fingerprints": [recipe.fingerprint for recipe in recipes],
         "recipes": [str(recipe) for recipe in recipes],
-        "images": int(len(data.y)),
+        "images": len(data.y),
         "versions": _versions(),
     }
     report = Report(
@@ -222,11 +222,12 @@ def load_training_data(features: Features | Sequence[Features], seed: int = 0) -
     TrainingError
         If the files do not belong together, or nothing is labelled.
     """
-    given = list(features) if isinstance(features, (list, tuple)) else [features]
+    given: list[Any] = list(features) if isinstance(features, (list, tuple)) else [features]
     if not given:
         raise UsageError("no feature file was given; name at least one")
     stores = tuple(each if isinstance(each, FeatureStore) else FeatureStore(each) for each in given)
-    first, notes = stores[0], []
+    first = stores[0]
+    notes: list[str] = []
     rows = _joined_rows(stores, notes)
     labels = first.labels[rows[0]].astype(np.int64)
     labelled = np.flatnonzero(labels >= 0)

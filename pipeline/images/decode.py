@@ -35,8 +35,8 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from ..errors import ImageError, PipelineError, UsageError
-from .resize import resize as _resize
+from pipeline.errors import ImageError, PipelineError, UsageError
+from pipeline.images.resize import resize as _resize
 
 __all__ = [
     "FORMATS",

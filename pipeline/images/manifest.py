@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, NamedTuple
 
-from ..errors import ManifestError
-from .decode import SUFFIXES
-from .splits import SPLITS
+from pipeline.errors import ManifestError
+from pipeline.images.decode import SUFFIXES
+from pipeline.images.splits import SPLITS
 
 __all__ = ["Manifest"]
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from PIL import Image
 
-from ..errors import UsageError
+from pipeline.errors import UsageError
 
 __all__ = ["RESIZE_POLICIES", "resize"]
 

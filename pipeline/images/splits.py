@@ -15,7 +15,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import ManifestError, UsageError
+from pipeline.errors import ManifestError, UsageError
 
 __all__ = ["DEFAULT_FRACTIONS", "SPLITS", "draw_splits"]
 
