@@ -114,7 +114,7 @@ def list_images(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
         if text == STDOUT:
             yield from (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer if line.strip())
         elif Path(text).is_dir():
-            yield from _joined(text, Manifest.from_folder(text))
+            yield from _joined(text, Manifest.from_folder(text, labelled=False))
         elif text.lower().endswith((".csv", ".parquet")):
             yield from _joined(os.path.dirname(text), Manifest.from_table(text))  # noqa: PTH120 - keeps "" for here
         else:

@@ -25,9 +25,10 @@ MODULES = {
     "EfficientNetV2": "efficientnet_v2", "ConvNeXt": "convnext",
 }  # fmt: skip
 
-rows = pytest.mark.parametrize(
-    "row", [pytest.param(row, marks=() if name in QUICK else pytest.mark.slow, id=name) for name, row in BACKBONES.items()]
-)
+PARAMETERS = [
+    pytest.param(row, marks=() if name in QUICK else pytest.mark.slow, id=name) for name, row in BACKBONES.items()
+]
+rows = pytest.mark.parametrize("row", PARAMETERS)
 
 
 def keras_module(row):
@@ -103,19 +104,19 @@ def test_the_row_names_the_published_file(row, monkeypatch):
     keras = load_keras()
     asked = {}
 
-    class Asked(Exception):
+    class AskedError(Exception):
         pass
 
     def get_file(fname=None, origin=None, file_hash=None, **_):
         asked.update(name=fname or origin.split("/")[-1], hash=file_hash)
-        raise Asked
+        raise AskedError
 
     monkeypatch.setattr("keras.src.utils.file_utils.get_file", get_file)
     constructor = getattr(keras.applications, row.constructor)
     sizes = {row.size, 128, 150} if row.constructor in ("MobileNet", "MobileNetV2") else {row.size}
     for size in sizes:
         # MobileNets warn that 150 pixels use the weights of 224.
-        with pytest.raises(Asked), warnings.catch_warnings(action="ignore"):
+        with pytest.raises(AskedError), warnings.catch_warnings(action="ignore"):
             constructor(weights="imagenet", include_top=False, input_shape=(size, size, 3), **width(row))
         assert asked == {"name": row.weights_name(size), "hash": row.weights_hash}
 

@@ -498,3 +498,15 @@ def test_reading_a_folder_imports_no_pyarrow() -> None:
 
     code = "import sys, pipeline.images.manifest; assert not {'pyarrow', 'pandas', 'tensorflow'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_unlabelled_takes_every_image_whatever_the_layout(tmp_path):
+    for name in ("train/cat/1.jpg", "loose.png", "a/b/c/2.gif", "a/3.webp"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    manifest = Manifest.from_folder(tmp_path, labelled=False)
+    assert manifest.paths == ("a/3.webp", "a/b/c/2.gif", "loose.png", "train/cat/1.jpg")
+    assert set(manifest.labels) == {-1}
+    assert set(manifest.splits) == {""}
+    assert manifest.left_out == {"symlink loop": 1}

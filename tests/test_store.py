@@ -20,7 +20,11 @@ from pipeline.errors import IntegrityError, StoreError
 from pipeline.features.store import FeatureStore, Index, Skipped, verify, write_part, write_store
 
 FIXTURES = Path(__file__).parent / "fixtures"
-NAMES = st.binary(min_size=1, max_size=40).filter(lambda b: b"\0" not in b).map(lambda b: b.decode("utf-8", "surrogateescape"))
+NAMES = (
+    st.binary(min_size=1, max_size=40)
+    .filter(lambda raw: b"\0" not in raw)
+    .map(lambda raw: raw.decode("utf-8", "surrogateescape"))
+)
 
 
 def make_index(paths, dim=3, **changes):
@@ -90,7 +94,7 @@ def test_a_part_is_a_feature_file_too(tmp_path, sound):
 
 
 def test_plain_h5py_reads_the_documented_names(sound):
-    path, index, vectors = sound
+    path, _, vectors = sound
     with h5py.File(path) as file:
         np.testing.assert_array_equal(file["features"][:], vectors)
         assert file["features"].dtype == np.float32
@@ -148,8 +152,7 @@ def test_a_flipped_bit_is_an_error_or_changes_nothing(tmp_path, sound):
             with FeatureStore(target) as store:
                 assert store.index.same_content(index)
                 np.testing.assert_array_equal(store.features, vectors)
-        except IntegrityError as error:
-            assert str(target) in str(error)
+        except IntegrityError:
             noticed += 1
     assert noticed > 200
 
@@ -159,13 +162,13 @@ def test_a_truncated_file_is_an_error(tmp_path, sound, keep):
     path, _, _ = sound
     target = tmp_path / "short.h5"
     target.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(IntegrityError, match="short.h5"):
+    with pytest.raises(IntegrityError, match=r"short\.h5"):
         FeatureStore(target)
     assert len(verify(target)) == 1
 
 
 def test_missing_and_unreadable(tmp_path):
-    with pytest.raises(StoreError, match=r"cannot read the feature file .*no\.h5: No such file .* make it with extract\.py"):
+    with pytest.raises(StoreError, match=r"cannot read .*no\.h5: No such file .* make it with extract\.py"):
         FeatureStore(tmp_path / "no.h5")
     with pytest.raises(StoreError, match="Is a directory"):
         FeatureStore(tmp_path)
@@ -185,7 +188,10 @@ def _replace(file, name, **how):
 
 HOSTILE = {
     "a soft link": (lambda f: _replace(f, "features", link=h5py.SoftLink("/labels")), "a link out of the file"),
-    "an external link": (lambda f: _replace(f, "paths", link=h5py.ExternalLink("x.h5", "/y")), "a link out of the file"),
+    "an external link": (
+        lambda f: _replace(f, "paths", link=h5py.ExternalLink("x.h5", "/y")),
+        "a link out of the file",
+    ),
     "external storage": (
         lambda f: _replace(f, "features", shape=(40, 5), dtype="f4", external=[("/etc/hostname", 0, 800)]),
         "not a chunked dataset stored in this file",

@@ -107,6 +107,18 @@ def _traced(model: Any, size: int) -> Any:
     return tf.function(lambda pixels: model(pixels, training=False), input_signature=signature, autograph=False)
 
 
+@contextlib.contextmanager
+def _random_state_kept() -> Iterator[None]:
+    # Every layer that Keras builds draws a seed from Python's generator; the caller's stays as it was.
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+@_random_state_kept()
 def build_model(recipe: Recipe) -> tuple[Any, Recipe, dict[str, tuple[int, int]]]:
     """Build the truncated, preprocessed, pooled network of a recipe.
 
@@ -213,19 +225,13 @@ def _build_row(keras: Any, recipe: Recipe) -> Any:
     # ConvNeXt normalises after pooling, so there the pooling must be Keras' own.
     pooled_by_keras = row.constructor.startswith("ConvNeXt") and recipe.layers == (LAST,)
     pooling = recipe.pooling if pooled_by_keras and recipe.pooling != "flatten" else None
+    shape = (recipe.size, recipe.size, 3)
+    arguments = {"weights": None, "include_top": False, "input_shape": shape, "pooling": pooling, **width}
     if recipe.weights.startswith("random:"):
-        with _seeded(keras, int(recipe.weights.removeprefix("random:"))):
-            return constructor(
-                weights=None,
-                include_top=False,
-                input_shape=(recipe.size, recipe.size, 3),
-                pooling=pooling,
-                **width,
-            )
+        random.seed(int(recipe.weights.removeprefix("random:")))  # where Keras' initialisers draw their seeds
+        return constructor(**arguments)
     path = _weights_file(row, recipe)
-    model = constructor(
-        weights=None, include_top=False, input_shape=(recipe.size, recipe.size, 3), pooling=pooling, **width
-    )
+    model = constructor(**arguments)
     try:
         model.load_weights(path)
     except Exception as error:
@@ -299,18 +305,6 @@ def _with_digest(backbone: Any, recipe: Recipe) -> Recipe:
             " vectors were made; install the old versions or extract anew with --overwrite"
         )
     return dataclasses.replace(recipe, weights_sha256=made)
-
-
-@contextlib.contextmanager
-def _seeded(keras: Any, seed: int) -> Iterator[None]:
-    # Keras' initializers draw their seeds from Python's generator; give the caller's back afterwards.
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
-    keras.utils.set_random_seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
 
 
 def _preprocess(keras: Any, inputs: Any, recipe: Recipe) -> Any:

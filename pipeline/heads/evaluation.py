@@ -118,7 +118,8 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     share, z2 = successes / n, _Z95**2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # min and max with the share: at 0 and n rounding must not push a bound past it.
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
 def format_table(metrics: Mapping[str, Any], width: int = 80) -> str:
@@ -151,7 +152,7 @@ def format_table(metrics: Mapping[str, Any], width: int = 80) -> str:
     <BLANKLINE>
     accuracy 0.750 on 4 images (95 % interval 0.301 to 0.954)
     majority baseline 0.750 (always cat)
-    balanced accuracy 0.833   macro F1 0.733   log loss 0.510
+    balanced accuracy 0.833   macro F1 0.733   log loss 0.511
     """
     names = [printable(row["class"]) for row in metrics["per_class"]]
     room = _checked_width(width) - sum(size for _, size in _COLUMNS)

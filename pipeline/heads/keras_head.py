@@ -1,5 +1,6 @@
 """`KerasHead`: a small Keras network on vectors that is a scikit-learn classifier."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from os import PathLike, fspath
@@ -227,7 +228,10 @@ class KerasHead(ClassifierMixin, BaseEstimator):
         """
         if not fspath(path).endswith(".weights.h5"):
             raise UsageError(f"cannot save weights as {fspath(path)!r}; expected a name ending in .weights.h5")
-        self.keras_model().save_weights(fspath(path))
+        with warnings.catch_warnings():
+            # Keras 3.15 reads its variables in a way that NumPy 2 warns of.
+            warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
+            self.keras_model().save_weights(fspath(path))
 
     def describe(self) -> dict[str, Any]:
         """Describe the fitted head as plain data, from which `restore` builds it again.
@@ -285,8 +289,10 @@ class KerasHead(ClassifierMixin, BaseEstimator):
         head.classes_ = np.asarray(classes)
         model = head._build()
         try:
-            model.load_weights(fspath(weights_path))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", UserWarning)  # Keras only warns of layers without weights
+                model.load_weights(fspath(weights_path))
+        except (OSError, ValueError, KeyError, TypeError, UserWarning) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise BundleError(
                 f"cannot load the weights {fspath(weights_path)!r} into a head of {head.n_features_in_} features,"

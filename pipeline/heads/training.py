@@ -247,7 +247,12 @@ def load_training_data(features: Features | Sequence[Features], seed: int = 0) -
     groups = [first.index.groups[row] for row in picked]
     y = labels[labelled]
     splits, drawn = draw_splits(
-        [first.paths[row] for row in picked], y.tolist(), groups, [first.splits[row] for row in picked], seed=seed
+        [first.paths[row] for row in picked],
+        y.tolist(),
+        groups,
+        [first.splits[row] for row in picked],
+        seed=seed,
+        classes=first.classes,
     )
     return TrainingData(
         X=np.concatenate(blocks, axis=1) if len(blocks) > 1 else blocks[0],

@@ -265,7 +265,7 @@ class Manifest:
         return cls(root, tuple(row_of), labels, classes, tuple(splits), groups)
 
     @classmethod
-    def from_folder(cls, folder: str | os.PathLike[str]) -> "Manifest":
+    def from_folder(cls, folder: str | os.PathLike[str], *, labelled: bool = True) -> "Manifest":
         """Find the images of a folder; the layout tells their labels and splits.
 
         - Folders with images are classes, and an image at any depth belongs to the topmost one.
@@ -282,6 +282,8 @@ class Manifest:
         ----------
         folder : str or os.PathLike
             Becomes ``root``.
+        labelled : bool
+            False takes every image at any depth, without label and split, whatever the layout.
 
         Returns
         -------
@@ -308,7 +310,8 @@ class Manifest:
             raise ManifestError(f"{os.fspath(folder)!r} is not a folder: give the folder of the images")
         root = Path(folder).absolute()
         scan = _Scan(root)
-        found = sorted(_find(scan), key=lambda image: os.fsencode(image.path))
+        images = _find(scan) if labelled else [_Image(path, "", "") for path in scan.images_below("")]
+        found = sorted(images, key=lambda image: os.fsencode(image.path))
         if not found:
             raise ManifestError(_nothing_found(scan))
         classes, labels = _indexed(image.label for image in found)
@@ -487,7 +490,7 @@ class _Scan:
 
     def images_below(self, folder: str) -> list[str]:
         """All images at any depth below a folder; a link back to a folder above is a loop."""
-        parents = ["", *(folder[:at] for at, letter in enumerate(folder) if letter == "/")]
+        parents = ["", *(folder[:at] for at, letter in enumerate(folder) if letter == "/")] if folder else []
         waiting = [(folder, frozenset(self._identity(parent) for parent in parents))]
         found: list[str] = []
         while waiting:
