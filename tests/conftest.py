@@ -1,10 +1,15 @@
 """Fixtures that every test may use."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from PIL import Image
+
+if TYPE_CHECKING:
+    from pipeline.features.store import FeatureStore
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +36,26 @@ def photos(tmp_path: Path) -> Path:
         for i in range(5):
             paint(folder / name / f"{i}.png", (80 * label + i, i, 7))
     return folder
+
+
+@pytest.fixture
+def fake_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every recipe is run by the fake encoder."""
+    from fake import FakeEncoder
+
+    from pipeline.features import engines
+
+    monkeypatch.setattr(engines, "ENGINES", {name: FakeEncoder for name in engines.ENGINES})
+
+
+@pytest.fixture
+def store(photos: Path, tmp_path: Path) -> Iterator["FeatureStore"]:
+    """The fixture `photos` as a feature file of 15 rows and 3 columns, made by the fake encoder."""
+    from fake import Factory
+
+    from pipeline.features.extraction import fill_store
+    from pipeline.images.manifest import Manifest
+
+    factory = Factory()
+    with fill_store(Manifest.read(photos), tmp_path / "f.h5", factory.recipe, make_encoder=factory) as made:
+        yield made
