@@ -84,7 +84,7 @@ def _say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def _progress(unit: str, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+def progress_bar(unit: str, quiet: bool = False) -> Iterator[Callable[[int, int], None] | None]:
     """Give a callback (done, total): a bar on a terminal, a line now and then elsewhere."""
     if quiet:
         yield None
@@ -183,7 +183,7 @@ def extract(
     from pipeline.features.engines import Speed
     from pipeline.features.extraction import extract as run
 
-    with _progress(" images", quiet) as progress:
+    with progress_bar(" images", quiet) as progress:
         store = run(
             images,
             out,
@@ -252,7 +252,7 @@ def train_head(
     from pipeline.heads.classifiers import parse_params
     from pipeline.heads.training import train_head as run
 
-    with _progress(" fits", quiet) as progress:
+    with progress_bar(" fits", quiet) as progress:
         bundle, report = run(list(features), head, params=parse_params(params), cv=cv, seed=seed, progress=progress)
     path = bundle.save(out)
     if as_json:
@@ -303,7 +303,7 @@ def predict(
     started = time.monotonic()
     loaded = Bundle.load(bundle)
     source = _feature_file(images) or list_images(images)
-    with _progress(" images", quiet) as progress:
+    with progress_bar(" images", quiet) as progress:
         rows = run(loaded, source, top_k=top_k, speed=Speed(engine, batch_size, workers), progress=progress)
         counts = write_predictions(rows, out, top_k)
     total, good = counts.total(), counts[OK]
@@ -350,7 +350,7 @@ def verify(paths: tuple[str, ...], as_json: bool, quiet: bool) -> int:
             except IntegrityError as error:
                 problems[path] = [str(error)]
         else:
-            with _progress(" rows", quiet) as progress:
+            with progress_bar(" rows", quiet) as progress:
                 problems[path] = verify_features(path, progress)
     if as_json:
         _print_json({"sound": not any(problems.values()), "problems": problems})
@@ -359,3 +359,7 @@ def verify(paths: tuple[str, ...], as_json: bool, quiet: bool) -> int:
             for problem in found or ["sound"]:
                 click.echo(problem if problem.startswith(path) else f"{path}: {problem}")
     return IntegrityError.exit_code if any(problems.values()) else 0
+
+
+if __name__ == "__main__":
+    main()

@@ -45,7 +45,7 @@ def fake_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
     from pipeline.features import engines
 
-    monkeypatch.setattr(engines, "ENGINES", {name: FakeEncoder for name in engines.ENGINES})
+    monkeypatch.setattr(engines, "ENGINES", dict.fromkeys(engines.ENGINES, FakeEncoder))
 
 
 @pytest.fixture

@@ -1,4 +1,3 @@
-import doctest
 import json
 import math
 
@@ -9,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
-from pipeline.heads import evaluation
 from pipeline.heads.evaluation import (
     display_width,
     evaluate,
@@ -258,9 +256,3 @@ def test_a_terminal_too_narrow_is_refused():
     for layout in (format_table, format_confusion):
         with pytest.raises(UsageError, match=r"width of 30 columns is too narrow.*at least 60"):
             layout(metrics, 30)
-
-
-def test_examples():
-    results = doctest.testmod(evaluation)
-    assert results.attempted >= 9
-    assert results.failed == 0

@@ -1,5 +1,4 @@
 import copy
-import doctest
 import json
 import pickle
 import random
@@ -13,7 +12,6 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from pipeline.errors import BundleError, TrainingError, UsageError
 from pipeline.features.keras_runtime import load_keras
-from pipeline.heads import keras_head
 from pipeline.heads.keras_head import KerasHead, _hold_out
 
 pytestmark = pytest.mark.xdist_group("keras_head")  # one process pays for TensorFlow
@@ -267,8 +265,3 @@ def test_an_unfitted_head_says_so():
     for ask in (lambda h: h.predict_proba([[1.0]]), lambda h: h.describe(), lambda h: h.keras_model()):
         with pytest.raises(NotFittedError):
             ask(small())
-
-
-def test_examples():
-    assert doctest.testmod(keras_head).attempted >= 3
-    assert doctest.testmod(keras_head).failed == 0

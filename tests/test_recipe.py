@@ -44,7 +44,10 @@ def test_json_round_trip_keeps_the_fingerprint():
 
 
 def test_the_fingerprint_of_format_1_never_changes():
-    assert Recipe("vgg16", "imagenet", "ab" * 32).fingerprint == "0f4721a8efee710b459a85ad4e8e9953ea8648922a453c00bf519c6e2a7ac36e"
+    assert (
+        Recipe("vgg16", "imagenet", "ab" * 32).fingerprint
+        == "0f4721a8efee710b459a85ad4e8e9953ea8648922a453c00bf519c6e2a7ac36e"
+    )
 
 
 @pytest.mark.parametrize(
@@ -64,7 +67,14 @@ def test_all_that_changes_a_vector_changes_the_fingerprint(field, value):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", "null", '{"backbone": "vgg16"}', json.dumps({"backbone": "vgg16", "weights": "random:0", "layers": 5})],
+    [
+        "",
+        "[]",
+        "{}",
+        "null",
+        '{"backbone": "vgg16"}',
+        json.dumps({"backbone": "vgg16", "weights": "random:0", "layers": 5}),
+    ],
 )
 def test_damaged_recipes_are_refused(text):
     with pytest.raises(IntegrityError, match="not a recipe"):
@@ -166,7 +176,9 @@ def test_weights_that_changed_are_noticed(local_weights):
 
 
 def test_weights_of_another_model_are_one_clear_error(local_weights, tmp_path):
-    with pytest.raises(WeightsError, match=r"does not fit vgg16 without its classifier .* name the weights of this very"):
+    with pytest.raises(
+        WeightsError, match=r"does not fit vgg16 without its classifier .* name the weights of this very"
+    ):
         KerasEncoder(Recipe.create("vgg16", weights=local_weights, size=32), 1)
     (tmp_path / "text.h5").write_text("no weights")
     with pytest.raises(WeightsError, match="does not fit mobilenet_0"):
@@ -202,7 +214,9 @@ def test_imagenet_of_the_keras_cache(data, monkeypatch, tmp_path):
     assert np.abs(ours - expected).max() <= 1e-5 * np.abs(expected).max()
     # The same file under another name is a local file with the same digest.
     shutil.copy(recipe.weights_path, tmp_path / "mine.h5")
-    assert Recipe.create("mobilenet_0.25", size=128, weights=tmp_path / "mine.h5").weights_sha256 == recipe.weights_sha256
+    assert (
+        Recipe.create("mobilenet_0.25", size=128, weights=tmp_path / "mine.h5").weights_sha256 == recipe.weights_sha256
+    )
 
 
 def test_layers_are_joined_in_one_pass():
@@ -220,7 +234,7 @@ def test_flatten_keeps_the_feature_map():
 
 
 def test_an_unknown_layer_lists_the_closest():
-    with pytest.raises(UsageError, match=r"mobilenet_0\.25 has no layer 'conv_pw_11_rel'; did you mean conv_pw_11_relu"):
+    with pytest.raises(UsageError, match=r"has no layer 'conv_pw_11_rel'; did you mean conv_pw_11_relu"):
         encode(Recipe.create(**SMALL, weights="random", layers=("conv_pw_11_rel",)))
 
 

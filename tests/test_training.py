@@ -38,14 +38,14 @@ def test_fit_on_train_choose_on_validation_report_on_test(tmp_path):
     assert report.chosen_on == "validation"
     assert report.counts == {"train": 60, "validation": 15, "test": 15}
     assert report.accuracy > 0.9
-    assert [each["params"] for each in report.candidates][0].keys() == {"C"}
+    assert {name for each in report.candidates for name in each["params"]} == {"C"}
     assert report.params in [each["params"] for each in report.candidates]
     best = max(each["accuracy"] for each in report.candidates)
     assert next(each["accuracy"] for each in report.candidates if each["params"] == report.params) == best
-    assert bundle.head[-1].C == report.params["C"]
+    assert report.params["C"] == bundle.head[-1].C
     # fitted on the training rows alone
     train = load_training_data(store).rows("train")
-    np.testing.assert_allclose(bundle.head[0].mean_, store.features[train].mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(bundle.head["standardise"].mean_, store.features[train].mean(axis=0), rtol=1e-5)
     json.dumps(report.to_dict(), allow_nan=False)
 
 
@@ -194,7 +194,7 @@ def test_a_class_seen_only_in_the_test_split(tmp_path):
     labels = (np.arange(90) % 3).astype(np.int32)
     labels[:75] %= 2
     bundle, report = train_head(make_store(tmp_path / "f.h5", labels=labels))
-    assert report.metrics["test"]["confusion"] if "confusion" in report.metrics["test"] else True
+    assert np.sum(report.metrics["test"]["confusion"], axis=1).tolist() == [5, 5, 5]
     assert bundle.probabilities(np.zeros((2, 4), np.float32))[:, 2].tolist() == [0, 0]
     assert any("'c' has no training image" in note for note in report.notes)
 
@@ -210,9 +210,11 @@ def test_the_same_seed_gives_the_same_head(tmp_path):
 
 def test_a_dense_head_stops_early_on_validation(tmp_path):
     store = make_store(tmp_path / "f.h5")
-    bundle, report = train_head(store, "dense", params={"hidden": (8,), "epochs": 12, "patience": 2})
+    bundle, report = train_head(
+        store, "dense", params={"hidden": (8,), "epochs": 30, "patience": 4, "learning_rate": 0.05}
+    )
     assert set(report.history) == {"loss", "val_loss", "accuracy", "val_accuracy"}
-    assert 1 <= len(report.history["loss"]) <= 12
+    assert 1 <= len(report.history["loss"]) <= 30
     assert report.accuracy > 0.8
     data = load_training_data(store)
     rows = data.rows("validation")
@@ -242,4 +244,4 @@ def test_clothes(data, tmp_path, monkeypatch):
         assert len(store) == 126
         _, report = train_head(store)
     assert report.accuracy > 0.85
-    assert report.metrics["validation"]["majority_accuracy"] < 0.4
+    assert report.metrics["validation"]["majority"]["accuracy"] < 0.4

@@ -21,6 +21,7 @@ from pipeline.errors import BundleError, IntegrityError, UsageError
 from pipeline.features.engines import Encoder, Speed, make_encoder
 from pipeline.features.recipe import Recipe
 from pipeline.features.store import publish
+from pipeline.heads.trees import check_trees
 from pipeline.images.decode import Source, load_pixels
 
 SCHEMA_VERSION = 1
@@ -29,8 +30,12 @@ SKOPS_FILE = "head.skops"
 WEIGHTS_FILE = "head.weights.h5"
 REPORT_FILE = "report.json"
 
-# Types beyond skops' own list that heads of the table need; all are plain data holders.
-TRUSTED_TYPES: tuple[str, ...] = ()
+# Types beyond skops' own list that heads of the table need; the trees' indexes are checked in addition.
+TRUSTED_TYPES = (
+    "pipeline.heads.softmax_head.SoftmaxHead",
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.tree._tree.Tree",
+)
 
 
 @dataclass
@@ -288,12 +293,17 @@ def _read_head(folder: Path, description: Mapping[str, Any], files: Mapping[str,
     import skops.io
 
     data = files[SKOPS_FILE]
-    if foreign := sorted(set(skops.io.get_untrusted_types(data=data)) - set(TRUSTED_TYPES)):
+    try:
+        types = skops.io.get_untrusted_types(data=data)
+    except Exception as error:
+        raise IntegrityError(f"{folder / SKOPS_FILE} is no skops file ({error}); train the bundle anew") from error
+    if foreign := sorted(set(types) - set(TRUSTED_TYPES)):
         raise IntegrityError(
             f"{folder / SKOPS_FILE} holds the types {', '.join(foreign)}, which are not on the list of those that are"
             " loaded; do not use this bundle"
         )
     head = skops.io.loads(data, trusted=list(TRUSTED_TYPES))
+    check_trees(head[-1])
     if "keras" not in description:
         return head
     from pipeline.heads.keras_head import KerasHead

@@ -166,6 +166,10 @@ def train_head(
         cv = DEFAULT_FOLDS
         notes.append(f"every image is in the training split, so scores come from {cv} folds of it")
     _check_trainable(data, train, cv)
+    notes += [
+        f"class {data.classes[label]!r} has no training image and is never predicted"
+        for label in sorted(set(range(len(data.classes))) - set(data.y[train].tolist()))
+    ]
     chosen = _choose(data, head, params, cv, seed, progress)
     fitted = chosen.fitted or _fit(data, make_head(head, chosen.params, seed), train, validation)
     majority = int(np.bincount(data.y[train]).argmax())
@@ -369,10 +373,10 @@ def _cross_validate(
     """Return out-of-fold probabilities (len(train), K) and the accuracy of each fold."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    groups = data.groups[train]
+    groups = data.groups[train].tolist()
     # An image without a group is a group of its own.
-    units = np.array([group or f"\0{row}" for row, group in zip(train.tolist(), groups.tolist(), strict=True)])
-    kind = StratifiedGroupKFold if groups.astype(bool).any() else StratifiedKFold
+    units = [group or f"\0{row}" for row, group in zip(train.tolist(), groups, strict=True)] if any(groups) else None
+    kind = StratifiedGroupKFold if units else StratifiedKFold
     proba = np.zeros((len(train), len(data.classes)))
     accuracies = []
     for inner, outer in kind(cv, shuffle=True, random_state=seed).split(train, data.y[train], units):
@@ -385,6 +389,7 @@ def _cross_validate(
 def _fit(data: TrainingData, head: Any, train: NDArray[np.int64], validation: NDArray[np.int64]) -> Any:
     """Fit a pipeline; a head that stops early is shown the validation rows."""
     X, y = data.X[train], data.y[train]
+    validation = validation[np.isin(data.y[validation], y)]  # an unknown class cannot tell when to stop
     if len(validation) and hasattr(head[-1], "keras_model"):
         before = head[:-1]
         X = before.fit_transform(X, y)

@@ -1,0 +1,167 @@
+"""`SoftmaxHead`: probabilities for classifiers that only have decision values."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp, softmax
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.utils.validation import check_is_fitted
+
+
+class SoftmaxHead(ClassifierMixin, BaseEstimator):
+    """Gives a classifier that only has decision values its probabilities.
+
+    They are the softmax of the decision values over one temperature, which is chosen on decisions made out
+    of fold (see `fit_temperature`); so a linear classifier stays an affine map followed by a softmax.
+
+    Parameters
+    ----------
+    estimator : scikit-learn classifier with ``decision_function``
+    folds : int
+        Classes with fewer rows than this take no part in choosing the temperature.
+
+    Attributes
+    ----------
+    estimator_ : classifier
+        Fitted on all rows.
+    temperature_ : float
+    classes_ : array of shape (k,)
+
+    Examples
+    --------
+    >>> from sklearn.linear_model import RidgeClassifier
+    >>> head = SoftmaxHead(RidgeClassifier()).fit([[0.0], [1.0], [2.0], [7.0], [8.0], [9.0]], [0, 0, 0, 1, 1, 1])
+    >>> head.predict_proba([[8.0]]).argmax().item()
+    1
+    """
+
+    def __init__(self, estimator: Any, folds: int = 3) -> None:
+        self.estimator = estimator
+        self.folds = folds
+
+    def fit(self, X: Any, y: Any) -> "SoftmaxHead":
+        """Fit the classifier on all rows, and the temperature on decisions made out of fold.
+
+        Parameters
+        ----------
+        X : array of shape (n, d)
+        y : array of shape (n,)
+            Labels of any kind.
+
+        Returns
+        -------
+        SoftmaxHead
+            Itself.
+        """
+        with warnings.catch_warnings():
+            # NearestCentroid warns of constant columns, which its decision values take into account, and
+            # shrinkage of classes with a single image; both are as good as such data allow.
+            warnings.filterwarnings("ignore", message="self.within_class_std_dev_", category=UserWarning)
+            warnings.filterwarnings("ignore", message="Only one sample available", category=UserWarning)
+            self.estimator_ = clone(self.estimator).fit(X, y)
+            self.temperature_ = self._temperature(np.asarray(X), np.asarray(y))
+        self.classes_: np.ndarray = self.estimator_.classes_
+        self.n_features_in_: int = self.estimator_.n_features_in_
+        return self
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Give the decision values of the classifier, unscaled.
+
+        Parameters
+        ----------
+        X : array of shape (n, d)
+
+        Returns
+        -------
+        float array of shape (n, k), or (n,) for two classes
+        """
+        check_is_fitted(self)
+        return np.asarray(self.estimator_.decision_function(X))
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Give softmax(decision / temperature).
+
+        Parameters
+        ----------
+        X : array of shape (n, d)
+
+        Returns
+        -------
+        float array of shape (n, k)
+            Rows add up to 1; columns follow ``classes_``.
+        """
+        return np.asarray(softmax(_logits(self.decision_function(X)) / self.temperature_, axis=1))
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Give the class of the largest decision value.
+
+        Parameters
+        ----------
+        X : array of shape (n, d)
+
+        Returns
+        -------
+        array of shape (n,)
+            Of the type of ``classes_``.
+        """
+        columns = _logits(self.decision_function(X)).argmax(axis=1)
+        return np.asarray(self.classes_[columns])
+
+    def _temperature(self, X: np.ndarray, y: np.ndarray) -> float:
+        from sklearn.base import clone
+
+        classes, codes, counts = np.unique(y, return_inverse=True, return_counts=True)
+        common = counts >= self.folds  # a rarer class cannot be in every fold: it takes no part
+        rows = common[codes]
+        if common.sum() < 2:
+            return 1.0
+        decision = cross_val_predict(
+            clone(self.estimator), X[rows], y[rows], cv=StratifiedKFold(self.folds), method="decision_function"
+        )
+        return fit_temperature(_logits(decision), np.searchsorted(classes[common], y[rows]))
+
+
+def _logits(decision: np.ndarray) -> np.ndarray:
+    """Give one column per class also for two classes, where scikit-learn gives a single one."""
+    decision = np.asarray(decision, dtype=np.float64)
+    return np.column_stack([np.zeros_like(decision), decision]) if decision.ndim == 1 else decision
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Find the temperature T for which softmax(logits / T) has the smallest log loss.
+
+    Temperature scaling of Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural
+    Networks", 2017. It never changes which class is the most probable one. One image in n + 1 is taken to
+    be of any class, so that n right decisions do not make a head infinitely sure of itself.
+
+    Parameters
+    ----------
+    logits : float array of shape (n, k)
+        One column per class.
+    labels : int array of shape (n,)
+        Columns of the true classes, 0 to k - 1.
+
+    Returns
+    -------
+    float
+        Between 1e-4 and 1e4.
+
+    Examples
+    --------
+    >>> logits = np.array([[2.0, 0.0]] * 99)
+    >>> t = fit_temperature(logits, np.array([0] * 99))  # right 99 times in 99
+    >>> round(float(1 / (1 + np.exp(-2 / t))), 3)
+    0.995
+    """
+    n = len(labels)
+    target = (n * logits[np.arange(n), labels] + logits.mean(axis=1)) / (n + 1)
+
+    def log_loss(log_t: float) -> float:
+        scale = np.exp(-log_t)
+        return float(np.mean(logsumexp(scale * logits, axis=1) - scale * target))
+
+    bound = np.log(1e4)
+    return float(np.exp(minimize_scalar(log_loss, bounds=(-bound, bound), method="bounded").x))

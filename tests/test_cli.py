@@ -1,0 +1,258 @@
+"""The commands as a user types them: output, exit codes, messages, speed of --help."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from conftest import paint
+from test_store import make_index
+
+from pipeline import cli
+from pipeline.features.extraction import locked
+from pipeline.features.store import write_store
+
+SCRIPTS = Path(__file__).parent.parent / "scripts"
+
+
+@pytest.fixture
+def run(fake_engine):
+    """Run a command in this process with the fake encoder: (exit code, stdout, stderr)."""
+
+    def invoke(*words, stdin=None):
+        result = CliRunner().invoke(cli.main, [str(word) for word in words], input=stdin)
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.exit_code, result.stdout, result.stderr
+
+    return invoke
+
+
+@pytest.fixture
+def made(run, photos, tmp_path):
+    """A feature file and a bundle made by the commands."""
+    features, bundle = tmp_path / "a" / "f.h5", tmp_path / "a" / "b.bundle"
+    network = ["--backbone", "mobilenet", "--weights", "random", "--size", 32]
+    code, _, err = run("extract", photos, "--out", features, *network)
+    assert code == 0, err
+    code, _, err = run("train-head", features, "--out", bundle, "--head", "nearest-centroid", "--cv", 2)
+    assert code == 0, err
+    return features, bundle, photos
+
+
+def test_extract_says_what_it_did(run, photos, tmp_path):
+    words = ["extract", photos, "--out", tmp_path / "f.h5", "--weights", "random", "--size", 32]
+    code, out, err = run(*words)
+    assert code == 0
+    assert out.splitlines()[0] == "15 images: 15 stored (15 extracted, 0 reused), 0 skipped, 0 dropped"
+    assert "f.h5: 15 x 3 float32 in" in out
+    assert "recipe: mobilenetv2 avg-pooled at 32 px squash, weights random:0" in err
+    code, out, err = run(*words, "--json")
+    data = json.loads(out)
+    assert (data["extracted"], data["reused"], data["shape"]) == (0, 15, [15, 3])
+    code, out, err = run(*words, "--quiet")
+    assert err == ""
+
+
+def test_bad_images_set_the_exit_code(run, photos, tmp_path):
+    for i in range(3):
+        (photos / f"ant/bad{i}.jpg").write_text("no")
+    words = ["extract", photos, "--out", tmp_path / "f.h5", "--weights", "random", "--size", 32]
+    code, out, err = run(*words)
+    assert code == 3
+    assert "15 stored" in out
+    assert "skipped 'ant/bad0.jpg': not-an-image" in err
+    assert "error: 3 of 18 images are bad, more than --max-bad 0.05 allows; the others are done" in err
+    assert run(*words, "--max-bad", 0.2)[0] == 0
+
+
+def test_train_head_prints_the_table_and_the_baseline(run, made):
+    features, bundle, _ = made
+    code, out, _ = run("train-head", features, "--out", bundle, "--head", "lda", "--cv", 2)
+    assert code == 0
+    assert "majority baseline" in out
+    assert max(map(len, out.splitlines())) <= 80 or str(bundle) in out
+    code, out, _ = run("train-head", features, "--out", bundle, "--json", "--param", "C=0.5")
+    data = json.loads(out)
+    assert data["params"] == {"C": 0.5}
+    assert 0 <= data["accuracy"] <= 1
+    assert json.loads((bundle / "report.json").read_text())["head"] == "logreg"
+
+
+def test_predict(run, made, tmp_path):
+    features, bundle, photos = made
+    code, out, _ = run("predict", bundle, photos / "bee", photos / "ant" / "0.png", "--quiet")
+    assert code == 0
+    assert out.splitlines()[0] == "path,status,label,probability"
+    assert [line.split(",")[2] for line in out.splitlines()[1:]] == ["bee"] * 5 + ["ant"]
+    _, out, _ = run("predict", bundle, features, "--out", tmp_path / "p.jsonl", "--json", "--top-k", 3)
+    assert json.loads(out)["predicted"] == 15
+    code, out, err = run("predict", bundle, "-", stdin=f"{photos}/cow/1.png\n{photos}/none.png\n")
+    assert code == 3
+    assert [line.split(",")[1].split(":")[0] for line in out.splitlines()[1:]] == ["ok", "missing"]
+    assert "1 predicted, 1 bad" in err
+    code, _, err = run("predict", bundle, features, "--json")
+    assert (code, err.strip()) == (2, "error: --json and --out - both want standard output; name a file with --out")
+
+
+def test_verify(run, made):
+    features, bundle, _ = made
+    code, out, _ = run("verify", features, bundle)
+    assert (code, out) == (0, f"{features}: sound\n{bundle}: sound\n")
+    features.write_bytes(features.read_bytes()[:-50])
+    (bundle / "report.json").write_text("{}")
+    code, out, _ = run("verify", features, bundle)
+    assert code == 4
+    assert "f.h5 is damaged" in out
+    assert "report.json was changed since the training" in out
+    code, out, _ = run("verify", features, bundle, "--json")
+    assert json.loads(out)["sound"] is False
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["extract", "nowhere", "--out", "f.h5"], 1, "'nowhere' does not exist: give a folder"),
+        (["extract", "{photos}", "--out", "f.h5", "--backbone", "vgg61"], 2, "did you mean vgg19 or vgg16"),
+        (["extract", "{photos}"], 2, "Missing option '--out'"),
+        (["train-head", "none.h5", "--out", "b"], 1, "cannot read the feature file none.h5: No such file"),
+        (["train-head", "none.h5", "--out", "b", "--head", "ridgy"], 2, "did you mean ridge"),
+        (["predict", "none.bundle", "x.jpg"], 1, "none.bundle is no bundle: it has no bundle.json"),
+        (["verify", "none.h5"], 1, "No such file"),
+    ],
+)
+def test_errors_are_one_line(run, photos, tmp_path, monkeypatch, words, code, message):
+    monkeypatch.chdir(tmp_path)
+    result, out, err = run(*[word.format(photos=photos) for word in words])
+    assert (result, out) == (code, "")
+    assert message in err
+    assert "Traceback" not in err
+    if "Missing" not in message:
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+
+
+def test_another_recipe_and_another_writer(run, made):
+    features, _, photos = made
+    words = ["extract", photos, "--out", features, "--weights", "random", "--backbone", "mobilenet"]
+    code, _, err = run(*words, "--size", 64)
+    assert code == 2
+    assert "size 64 instead of 32" in err
+    assert "--overwrite" in err
+    with locked(features):
+        code, _, err = run(*words, "--size", 32)
+    assert code == 5
+    assert f"written by process {os.getpid()}" in err
+
+
+def test_damage_is_exit_4(run, made):
+    features, bundle, photos = made
+    raw = bytearray(features.read_bytes())
+    raw[300] ^= 4
+    features.write_bytes(raw)
+    again = ["extract", photos, "--out", features, "--weights", "random"]
+    for words in (["train-head", features, "--out", bundle], again):
+        code, _, err = run(*words)
+        assert code == 4
+        assert str(features) in err
+
+
+def test_debug_shows_the_traceback(run):
+    code, _, err = run("predict", "none.bundle", "x.jpg", "--debug")
+    assert code == 1
+    assert "Traceback" in err
+    assert "error: none.bundle is no bundle" in err
+
+
+def test_an_interrupt_says_how_to_go_on(run, monkeypatch, photos, tmp_path):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.features.extraction.fill_store", interrupted)
+    code, _, err = run("extract", photos, "--out", tmp_path / "f.h5", "--weights", "random")
+    assert code == 130
+    assert "run the same command again to go on" in err
+
+
+@pytest.mark.parametrize("name", ["extract", "train_head", "predict", "verify", "demo"])
+def test_help_is_quick_and_imports_nothing_heavy(name):
+    """The bound of half a second is checked on the imports, which are what it is made of, and generously on time."""
+    command = [sys.executable, "-X", "importtime", str(SCRIPTS / f"{name}.py"), "--help"]
+    started = time.monotonic()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert time.monotonic() - started < 5
+    assert "Usage" in done.stdout
+    imported = {line.split("|")[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert not imported & {"tensorflow", "keras", "sklearn", "scipy", "h5py", "skops", "pyarrow", "PIL", "numpy"}
+
+
+def test_scripts_and_the_console_command_are_the_same():
+    assert set(cli.main.commands) == {"extract", "train-head", "predict", "verify"}
+    for name in cli.main.commands:
+        text = (SCRIPTS / f"{name.replace('-', '_')}.py").read_text()
+        assert f"from pipeline.cli import {name.replace('-', '_')}" in text
+    done = subprocess.run(["twostage", "--version"], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("twostage, version ")
+
+
+def test_logreg_never_imports_tensorflow(tmp_path):
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    index = make_index([f"{i}" for i in range(40)], 3, labels=(np.arange(40) % 2).astype(np.int32), splits=[""] * 40)
+    write_store(tmp_path / "f.h5", index, [rng.normal(size=(40, 3)).astype(np.float32)])
+    code = (
+        "import sys; from pipeline.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "assert 'sklearn' in sys.modules and not {'tensorflow', 'keras'} & set(sys.modules)"
+    )
+    words = ["train-head", str(tmp_path / "f.h5"), "--out", str(tmp_path / "b")]
+    subprocess.run([sys.executable, "-c", code, *words], check=True, capture_output=True)
+
+
+def test_a_second_run_never_imports_keras(data, tmp_path):
+    environment = os.environ | {"KERAS_HOME": str(data / "keras_home")}
+    (tmp_path / "p").mkdir()
+    for file in sorted((data / "clothing" / "validation" / "hat").iterdir())[:3]:
+        shutil.copy(file, tmp_path / "p")
+    words = ["extract", tmp_path / "p", "--out", tmp_path / "f.h5", "--backbone", "mobilenet_0.25", "--size", "128"]
+    code = (
+        "import sys; from pipeline.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: print(end.code, sorted({'tensorflow', 'keras'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, *map(str, words)]
+    first = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    second = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert "(3 extracted, 0 reused)" in first.stdout
+    assert "(0 extracted, 3 reused)" in second.stdout
+    assert "0 []" in second.stdout
+
+
+def test_odd_images_of_the_data_folder(data, run, tmp_path):
+    folder = tmp_path / "odd"
+    shutil.copytree(data / "odd_images" / "pngsuite", folder, ignore=shutil.ignore_patterns("*README*"))
+    code, out, _ = run("extract", folder, "--out", tmp_path / "f.h5", "--weights", "random", "--json")
+    summary = json.loads(out)
+    assert code == 3
+    assert (summary["stored"], summary["skipped"]) == (161, 14)
+
+
+def test_names_that_are_not_utf8(run, photos, tmp_path):
+    odd = os.fsdecode(b"caf\xe9\n<img onerror=x>.png")
+    paint(photos / "ant" / odd, (3, 3, 7))
+    (photos / "ant" / os.fsdecode(b"bad\xff.png")).write_text("x")
+    features, bundle = tmp_path / "f.h5", tmp_path / "b"
+    code, _, err = run("extract", photos, "--out", features, "--weights", "random", "--size", 32, "--max-bad", 1)
+    assert code == 0
+    assert "bad\\udcff.png" in err
+    assert run("train-head", features, "--out", bundle, "--head", "lda", "--cv", 2)[0] == 0
+    assert run("predict", bundle, photos, "--out", tmp_path / "p.jsonl", "--max-bad", 1)[0] == 0
+    rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    assert f"{photos}/ant/{odd}" in [row["path"] for row in rows]

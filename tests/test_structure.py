@@ -1,0 +1,71 @@
+"""The rooms, the lazy package, the docstrings' examples."""
+
+import ast
+import doctest
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import pipeline
+
+ROOT = Path(pipeline.__file__).parent
+ROOMS = ["errors", "images", "features", "heads", "prediction", "insight", "deploy", "cli"]
+MODULES = sorted(module.name for module in pkgutil.walk_packages([str(ROOT)], "pipeline."))
+SLOW_TO_IMPORT = {"tensorflow", "keras", "sklearn", "scipy", "skops", "h5py", "pyarrow", "PIL", "numpy"}
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_room_imports_only_from_rooms_to_its_left(path):
+    room = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    if room == "__init__":
+        return
+    allowed = ROOMS[: ROOMS.index(room) + 1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: say pipeline.x in full"
+            names = [node.module]
+        for name in names:
+            if name == "pipeline" or name.startswith("pipeline."):
+                assert name.split(".")[1] in allowed, f"{path}:{node.lineno}: {room} imports {name}"
+
+
+def test_only_the_store_uses_h5py():
+    users = [path.name for path in ROOT.rglob("*.py") if "import h5py" in path.read_text()]
+    assert users == ["store.py"]
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = f"import sys, pipeline; bad = {SLOW_TO_IMPORT!r} & set(sys.modules); assert not bad, bad"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_public_name_is_there():
+    assert set(pipeline.__all__) == set(pipeline._HOMES)
+    for name in pipeline.__all__:
+        assert getattr(pipeline, name).__doc__, name
+        assert name in dir(pipeline)
+    with pytest.raises(AttributeError, match="has no attribute 'extrakt'"):
+        _ = pipeline.extrakt
+    assert callable(pipeline.extract), "a module hides the function of the same name"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_in_docstrings(name):
+    result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    assert result.failed == 0
+
+
+def test_no_function_takes_more_than_nine_arguments():
+    for path in ROOT.rglob("*.py"):
+        if path.name == "cli.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                names = [argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)]
+                count = len(set(names) - {"self", "cls"})
+                assert count <= 9, f"{path}:{node.lineno}: {node.name} takes {count}"
