@@ -121,7 +121,7 @@ def _print_json(data: dict[str, Any]) -> None:
 def _speed_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(
         [
-            click.option("--engine", default="auto", help="What runs the network: auto or keras."),
+            click.option("--engine", default="auto", help="What runs the network: auto, keras or openvino."),
             click.option(
                 "--batch-size", type=click.IntRange(1), help="Images per forward pass.  [default: suits the size]"
             ),
@@ -346,7 +346,7 @@ def verify(paths: tuple[str, ...], as_json: bool, quiet: bool) -> int:
         if Path(path).is_dir():
             problems[path] = []
             try:
-                Bundle.load(path)
+                Bundle.load(path).estimator()
             except IntegrityError as error:
                 problems[path] = [str(error)]
         else:

@@ -9,6 +9,7 @@ from pipeline.errors import UsageError
 from pipeline.features.backbones import BACKBONES, find_backbone
 from pipeline.features.keras_engine import KerasEncoder, layer_names, preprocess
 from pipeline.features.keras_runtime import load_keras
+from pipeline.features.openvino_engine import OpenVinoEncoder
 from pipeline.features.recipe import Recipe
 from pipeline.features.weights import file_sha256
 
@@ -80,7 +81,8 @@ def test_the_row_names_the_convention_of_its_keras_module(row):
 
 @rows
 def test_vectors_equal_keras(row, tmp_path):
-    """Same pixels, same seeded random weights, Keras' own preprocess_input: relative error below 1e-5."""
+    """Same pixels, same seeded random weights, Keras' own preprocess_input: relative error below 1e-5;
+    the converted network to 1e-4."""
     keras = load_keras()
     size = max(row.min_size, 64)
     recipe = Recipe(row.name, "random:1", size=size)
@@ -96,6 +98,8 @@ def test_vectors_equal_keras(row, tmp_path):
     assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
     assert np.isfinite(ours).all()
     assert np.ptp(ours, axis=0).max() > 0, "all images got the same vector"
+    converted = OpenVinoEncoder(recipe, batch_size=4).encode(pixels)
+    assert np.abs(converted - theirs).max() <= 1e-4 * np.abs(theirs).max()
 
 
 @rows

@@ -122,7 +122,7 @@ def test_a_pickle_is_not_run(bundle, tmp_path, monkeypatch):
     (folder / "head.skops").write_bytes(pickle.dumps(Bomb()))
     forge(folder, lambda content: None)
     with pytest.raises(IntegrityError):
-        Bundle.load(folder)
+        Bundle.load(folder).estimator()
     assert not (tmp_path / "boom").exists()
 
 
@@ -142,7 +142,7 @@ def test_a_skops_file_with_an_unknown_type_is_refused(bundle, tmp_path):
             archive.writestr(name, content)
     forge(folder, lambda content: None)
     with pytest.raises(IntegrityError, match=r"holds the types subprocess\.Popen, which are not on the list"):
-        Bundle.load(folder)
+        Bundle.load(folder).estimator()
 
 
 @pytest.mark.parametrize("head", ["random-forest", "hist-gradient-boosting"])

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -21,7 +22,7 @@ class Speed:
 
     Parameters
     ----------
-    engine : {"auto", "keras"}
+    engine : {"auto", "keras", "openvino"}
     batch_size : int or None
         Rows per forward pass; None for a size that suits the recipe.
     workers : int or None
@@ -75,7 +76,18 @@ def _keras(recipe: Recipe, batch_size: int) -> Encoder:
     return KerasEncoder(recipe, batch_size)
 
 
-ENGINES: dict[str, Callable[[Recipe, int], Encoder]] = {"keras": _keras}
+def _openvino(recipe: Recipe, batch_size: int) -> Encoder:
+    from pipeline.features.openvino_engine import OpenVinoEncoder
+
+    return OpenVinoEncoder(recipe, batch_size)
+
+
+ENGINES: dict[str, Callable[[Recipe, int], Encoder]] = {"keras": _keras, "openvino": _openvino}
+
+
+def choose_engine() -> str:
+    """Return the engine that ``auto`` stands for: ``keras`` where there is an NVIDIA GPU, else ``openvino``."""
+    return "keras" if any(Path("/dev").glob("nvidia[0-9]*")) else "openvino"
 
 
 def make_encoder(recipe: Recipe, speed: Speed = Speed()) -> Encoder:
@@ -105,4 +117,4 @@ def make_encoder(recipe: Recipe, speed: Speed = Speed()) -> Encoder:
             f" has {VERSIONS}; install the old twostage-features or extract anew with --overwrite"
         )
     batch_size = speed.batch_size or max(1, min(32, _BATCH_PIXELS // recipe.size**2))
-    return ENGINES["keras" if speed.engine == AUTO else speed.engine](recipe, batch_size)
+    return ENGINES[choose_engine() if speed.engine == AUTO else speed.engine](recipe, batch_size)

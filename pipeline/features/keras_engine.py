@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.errors import EngineError, UsageError, WeightsError, closest
 from pipeline.features.backbones import Backbone
 from pipeline.features.keras_runtime import load_keras
+from pipeline.features.pixels import check_pixels
 from pipeline.features.recipe import CUSTOM, LAST, Recipe
 from pipeline.features.weights import IMAGENET, file_sha256, imagenet_file
 
@@ -91,15 +92,6 @@ class KerasEncoder:
         return vectors
 
 
-def check_pixels(pixels: NDArray[np.uint8], size: int) -> None:
-    """Raise UsageError unless pixels are uint8 of shape (n, size, size, 3)."""
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
-        raise UsageError(
-            f"pixels are {pixels.dtype} of shape {pixels.shape}, expected uint8 of shape (n, {size}, {size}, 3);"
-            " resize them with pipeline.images"
-        )
-
-
 def _traced(model: Any, size: int) -> Any:
     import tensorflow as tf
 
@@ -119,8 +111,14 @@ def _random_state_kept() -> Iterator[None]:
 
 
 @_random_state_kept()
-def build_model(recipe: Recipe) -> tuple[Any, Recipe, dict[str, tuple[int, int]]]:
+def build_model(recipe: Recipe, precision: str | None = None) -> tuple[Any, Recipe, dict[str, tuple[int, int]]]:
     """Build the truncated, preprocessed, pooled network of a recipe.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    precision : {"float32", "bfloat16"} or None
+        Arithmetic of the model; None for the recipe's.
 
     Returns
     -------
@@ -137,7 +135,7 @@ def build_model(recipe: Recipe) -> tuple[Any, Recipe, dict[str, tuple[int, int]]
         As `KerasEncoder`.
     """
     keras = load_keras()
-    with _dtype_policy(keras, POLICIES[recipe.precision]):
+    with _dtype_policy(keras, POLICIES[precision or recipe.precision]):
         backbone = _load_custom(keras, recipe) if recipe.backbone == CUSTOM else _build_row(keras, recipe)
         recipe = _with_digest(backbone, recipe)
         inputs = keras.Input((recipe.size, recipe.size, 3), dtype="uint8", name="pixels")

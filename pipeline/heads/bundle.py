@@ -5,11 +5,12 @@ list are restored, Keras heads are weights whose layers are rebuilt here, and ev
 against its SHA-256 before it is opened.
 """
 
+import functools
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from pipeline.errors import BundleError, IntegrityError, UsageError
 from pipeline.features.engines import Encoder, Speed, make_encoder
 from pipeline.features.recipe import Recipe
 from pipeline.features.store import publish
+from pipeline.heads.affine import AffineHead
 from pipeline.heads.trees import check_trees
 from pipeline.images.decode import Source, load_pixels
 
@@ -28,6 +30,7 @@ SCHEMA_VERSION = 1
 DESCRIPTION = "bundle.json"
 SKOPS_FILE = "head.skops"
 WEIGHTS_FILE = "head.weights.h5"
+AFFINE_FILE = "head.npz"
 REPORT_FILE = "report.json"
 
 # Types beyond skops' own list that heads of the table need; the trees' indexes are checked in addition.
@@ -49,8 +52,9 @@ class Bundle:
     dims : tuple of int
         Length of each recipe's vector.
     classes : tuple of str
-    head : fitted classifier
-        scikit-learn's contract; its ``classes_`` are indexes into `classes`.
+    head : fitted pipeline, or None
+        scikit-learn's contract; its ``classes_`` are indexes into `classes`. None after loading a bundle that
+        predicts without scikit-learn; `estimator` then reads it.
     head_name : str
         Name in the table of heads, or import path.
     params : mapping of str to object
@@ -75,7 +79,19 @@ class Bundle:
     params: Mapping[str, Any] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    affine: AffineHead | None = field(default=None, repr=False, compare=False)
+    _stored: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
     _encoders: dict[Speed, list[Encoder]] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.head is not None and self.affine is None:
+            self.affine = AffineHead.of(self.head)
+
+    def estimator(self) -> Any:
+        """Return the fitted scikit-learn pipeline, from vectors to class indexes."""
+        if self.head is None and self._stored:
+            self.head = self._stored()
+        return self.head
 
     def encoders(self, speed: Speed = Speed()) -> list[Encoder]:
         """Return the recipes made runnable, one encoder each; made once.
@@ -113,7 +129,8 @@ class Bundle:
             )
         full = np.zeros((len(features), len(self.classes)))
         if len(features):
-            full[:, np.asarray(self.head.classes_, int)] = self.head.predict_proba(features)
+            head = self.affine or self.estimator()
+            full[:, np.asarray(head.classes_, int)] = head.predict_proba(features)
         return full
 
     def predict_proba(self, images: Source | Sequence[Source], speed: Speed = Speed()) -> NDArray[np.float64]:
@@ -175,7 +192,9 @@ class Bundle:
         return target
 
     def _write(self, folder: Path) -> None:
-        description = _write_head(self.head, folder)
+        description = _write_head(self.estimator(), folder)
+        if self.affine:
+            (folder / AFFINE_FILE).write_bytes(self.affine.to_bytes())
         (folder / REPORT_FILE).write_text(json.dumps(self.report, indent=1), "utf-8")
         content = {
             "format": "twostage-bundle",
@@ -206,15 +225,19 @@ class Bundle:
         try:
             files = {name: _read_file(folder, name, digest) for name, digest in content["files"].items()}
             head = dict(content["head"])
+            affine = AffineHead.from_bytes(files[AFFINE_FILE]) if AFFINE_FILE in files else None
+            stored = functools.partial(_read_head, folder, head, files)
             return cls(
                 recipes=tuple(Recipe.from_json(json.dumps(recipe)) for recipe in content["recipes"]),
                 dims=tuple(int(dim) for dim in content["dims"]),
                 classes=tuple(content["classes"]),
-                head=_read_head(folder, head, files),
+                head=None if affine else stored(),
                 head_name=head["name"],
                 params=head["params"],
                 report=json.loads(files[REPORT_FILE]),
                 provenance=content["provenance"],
+                affine=affine,
+                _stored=stored,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, UsageError):
@@ -256,7 +279,7 @@ def _sha256(data: bytes) -> str:
 
 
 def _read_file(folder: Path, name: str, digest: str) -> bytes:
-    if name not in (SKOPS_FILE, WEIGHTS_FILE, REPORT_FILE):
+    if name not in (SKOPS_FILE, WEIGHTS_FILE, AFFINE_FILE, REPORT_FILE):
         raise IntegrityError(f"{folder} lists the unknown file {name!r}; it is no bundle of this package")
     try:
         data = (folder / name).read_bytes()

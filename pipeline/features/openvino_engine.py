@@ -1,0 +1,210 @@
+"""Engine ``openvino``: the Keras network converted once, kept on disk, run without TensorFlow.
+
+The converted network holds everything from uint8 pixels to joined vectors. It lies in the user's
+cache folder under a key that covers the recipe and the versions, with digests that are checked
+before it is used.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+from numpy.typing import NDArray
+
+from pipeline.errors import EngineError
+from pipeline.features.pixels import check_pixels
+from pipeline.features.recipe import Recipe
+
+CACHE_VARIABLE = "TWOSTAGE_CACHE"
+PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
+_FILES = ("model.xml", "model.bin")
+_REQUESTS = 4  # forward passes that one call is cut into, so that all streams have work
+
+
+class OpenVinoEncoder:
+    """A recipe run by OpenVINO on the processor.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        What to compute; its network is converted when the cache does not have it.
+    batch_size : int
+        Images per call of `encode` that keep all cores busy; each forward pass takes a quarter.
+        Short ones are filled up, so that there is one shape, and a row's vector does not
+        depend on its neighbours.
+
+    Attributes
+    ----------
+    recipe, segments, dim, batch_size
+        See `pipeline.features.engines.Encoder`.
+
+    Raises
+    ------
+    EngineError
+        If the processor lacks the arithmetic that the recipe asks for.
+    WeightsError
+        If the network must be converted, and its weights are absent or have changed.
+
+    Examples
+    --------
+    >>> encoder = OpenVinoEncoder(Recipe("mobilenet_0.25", "random:0", size=32), batch_size=8)
+    >>> encoder.encode(np.zeros((3, 32, 32, 3), np.uint8)).shape
+    (3, 256)
+    """
+
+    name = "openvino"
+
+    def __init__(self, recipe: Recipe, batch_size: int) -> None:
+        import openvino
+
+        core = openvino.Core()
+        _check_precision(core, recipe.precision)
+        network = cached_network(recipe)
+        self.recipe = dataclasses.replace(recipe, weights_sha256=network.recipe.weights_sha256)
+        self.segments = network.segments
+        self.dim = max(stop for _, stop in self.segments.values())
+        self._rows = max(1, batch_size // _REQUESTS)
+        self.batch_size = batch_size
+        model = core.read_model(network.xml, network.weights)
+        model.reshape([self._rows, recipe.size, recipe.size, 3])
+        hints = {"PERFORMANCE_HINT": "THROUGHPUT", "INFERENCE_PRECISION_HINT": PRECISIONS[recipe.precision]}
+        self._queue = openvino.AsyncInferQueue(core.compile_model(model, "CPU", hints))
+        self._queue.set_callback(self._store)
+
+    def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Turn uint8 pixels (n, size, size, 3) into float32 vectors (n, dim)."""
+        check_pixels(pixels, self.recipe.size)
+        vectors = np.empty((len(pixels), self.dim), np.float32)
+        for start in range(0, len(pixels), self._rows):
+            batch = pixels[start : start + self._rows]
+            missing = self._rows - len(batch)
+            filled = np.pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else batch
+            self._queue.start_async(filled, vectors[start : start + len(batch)])
+        self._queue.wait_all()
+        return vectors
+
+    @staticmethod
+    def _store(request: Any, rows: NDArray[np.float32]) -> None:
+        rows[...] = request.get_output_tensor(0).data[: len(rows)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A converted network in memory, checked against its digests."""
+
+    recipe: Recipe
+    segments: dict[str, tuple[int, int]]
+    xml: bytes
+    weights: bytes
+
+
+def cache_folder() -> Path:
+    """Return where converted networks are kept: ``$TWOSTAGE_CACHE``, or the user's own cache folder."""
+    named = os.environ.get(CACHE_VARIABLE)
+    return Path(named) if named else platformdirs.user_cache_path("twostage")
+
+
+def cached_network(recipe: Recipe) -> Network:
+    """Return the converted network of a recipe; convert it when the cache lacks it or holds it damaged.
+
+    Raises
+    ------
+    WeightsError
+        If it must be converted, and the weights are absent or have changed.
+    """
+    folder = cache_folder() / "networks" / _key(recipe)
+    network = _read(folder)
+    if network is None:
+        converted = _convert(recipe)
+        _keep(converted, folder)
+        return converted
+    return network
+
+
+def _key(recipe: Recipe) -> str:
+    """SHA-256 over everything that the converted network depends on."""
+    identity = {name: value for name, value in recipe.identity().items() if name not in ("resize", "precision")}
+    versions = {name: importlib.metadata.version(name) for name in ("keras", "openvino", "tensorflow")}
+    return hashlib.sha256(json.dumps([identity, versions], sort_keys=True).encode()).hexdigest()
+
+
+def _read(folder: Path) -> Network | None:
+    """Return the network kept in a folder, None if any byte of it is not what was written."""
+    try:
+        description = json.loads((folder / "network.json").read_bytes())
+        xml, weights = ((folder / name).read_bytes() for name in _FILES)
+        if description["digest"] != _digest(description, xml, weights):
+            return None
+        segments = {name: (start, stop) for name, (start, stop) in description["segments"].items()}
+        return Network(Recipe.from_json(description["recipe"]), segments, xml, weights)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _digest(description: dict[str, Any], xml: bytes, weights: bytes) -> str:
+    digest = hashlib.sha256(json.dumps([description["recipe"], description["segments"]]).encode())
+    for part in (xml, weights):
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _convert(recipe: Recipe) -> Network:
+    import openvino
+
+    from pipeline.features.keras_engine import build_model
+
+    # The precision is chosen when the network is compiled; what is kept is always float32.
+    model, made, segments = build_model(recipe, precision="float32")
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        converted = openvino.convert_model(model, input=[openvino.PartialShape([-1, recipe.size, recipe.size, 3])])
+        openvino.save_model(converted, Path(folder) / _FILES[0], compress_to_fp16=False)
+        xml, weights = ((Path(folder) / name).read_bytes() for name in _FILES)
+    return Network(made, segments, xml, weights)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    import warnings
+
+    with warnings.catch_warnings():
+        # Keras says so of any tensor that is not passed under the name of its input.
+        warnings.filterwarnings("ignore", message="The structure of `inputs`", category=UserWarning)
+        yield
+
+
+def _keep(network: Network, folder: Path) -> None:
+    """Write a network beside its place and rename it there; a cache that cannot be written is no error."""
+    description: dict[str, Any] = {"recipe": network.recipe.to_json(), "segments": network.segments}
+    description = json.loads(json.dumps(description))
+    description["digest"] = _digest(description, network.xml, network.weights)
+    with contextlib.suppress(OSError):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".new-", dir=folder.parent) as temporary:
+            fresh = Path(temporary) / folder.name
+            fresh.mkdir()
+            for name, content in zip(_FILES, (network.xml, network.weights), strict=True):
+                (fresh / name).write_bytes(content)
+            (fresh / "network.json").write_text(json.dumps(description))
+            if folder.exists():  # damaged, or written by another process meanwhile
+                shutil.rmtree(folder, ignore_errors=True)
+            fresh.rename(folder)
+
+
+def _check_precision(core: Any, precision: str) -> None:
+    capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if precision == "bfloat16" and "BF16" not in capabilities:
+        raise EngineError(
+            f"this processor computes {', '.join(capabilities)}, not BF16; use --precision float32 (vectors of the"
+            " two precisions do not mix)"
+        )

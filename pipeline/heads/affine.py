@@ -1,0 +1,96 @@
+"""`AffineHead`: a head that is one affine map and a softmax, as plain arrays that NumPy alone applies."""
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import IntegrityError
+
+_NAMES = ("matrix", "offset", "classes")
+
+
+@dataclass(frozen=True)
+class AffineHead:
+    """Probabilities as ``softmax(X @ matrix + offset)``.
+
+    Parameters
+    ----------
+    matrix : ndarray of float64, shape (d, k)
+        Standardisation and temperature are folded in.
+    offset : ndarray of float64, shape (k,)
+    classes_ : ndarray of int64, shape (k,)
+        Class of each column.
+
+    Examples
+    --------
+    >>> head = AffineHead(np.array([[0.0, 1.0]]), np.zeros(2), np.arange(2))
+    >>> head.predict_proba(np.array([[0.0], [50.0]])).round(3).tolist()
+    [[0.5, 0.5], [0.0, 1.0]]
+    """
+
+    matrix: NDArray[np.float64]
+    offset: NDArray[np.float64]
+    classes_: NDArray[np.int64]
+
+    def predict_proba(self, X: NDArray[Any]) -> NDArray[np.float64]:
+        """Turn vectors (n, d) into probabilities, float64 (n, k)."""
+        logits = X.astype(np.float64) @ self.matrix + self.offset
+        logits -= logits.max(axis=1, keepdims=True)
+        odds = np.exp(logits)
+        return np.asarray(odds / odds.sum(axis=1, keepdims=True))
+
+    def to_bytes(self) -> bytes:
+        """Return the arrays as an ``.npz`` archive."""
+        buffer = io.BytesIO()
+        np.savez(buffer, matrix=self.matrix, offset=self.offset, classes=self.classes_)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "AffineHead":
+        """Read what `to_bytes` wrote; nothing is unpickled.
+
+        Raises
+        ------
+        IntegrityError
+            If these are other arrays.
+        """
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+                matrix, offset, classes = (archive[name] for name in _NAMES)
+        except Exception as error:
+            raise IntegrityError(f"the arrays of the head cannot be read ({error}); train the bundle anew") from error
+        fits = matrix.ndim == 2 and offset.shape == classes.shape == matrix.shape[1:]
+        if not fits or {matrix.dtype, offset.dtype} != {np.dtype(np.float64)} or classes.dtype != np.int64:
+            raise IntegrityError(f"the arrays of the head have shapes {matrix.shape}, {offset.shape}; train it anew")
+        return cls(matrix, offset, classes)
+
+    @classmethod
+    def of(cls, pipeline: Any) -> "AffineHead | None":
+        """Fold a fitted pipeline of `make_head` into one map; None where it is none."""
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.linear_model._base import LinearClassifierMixin
+        from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+        from pipeline.heads.softmax_head import SoftmaxHead
+
+        last = pipeline[-1]
+        linear, temperature = (last.estimator_, last.temperature_) if isinstance(last, SoftmaxHead) else (last, 1.0)
+        steps = [step for _, step in pipeline.steps[:-1]]
+        scaler = next((step for step in steps if isinstance(step, StandardScaler)), None)
+        known = all(isinstance(step, (FunctionTransformer, StandardScaler)) for step in steps)
+        softmax = isinstance(last, SoftmaxHead) or (
+            isinstance(last, LogisticRegression) and (last.solver != "liblinear" or len(last.classes_) == 2)
+        )
+        if not (known and softmax and isinstance(linear, LinearClassifierMixin)):
+            return None
+        weights = np.atleast_2d(linear.coef_).T.astype(np.float64)
+        offset = np.ravel(linear.intercept_).astype(np.float64)
+        if weights.shape[1] == 1:  # two classes: one column of log odds beside a zero
+            weights, offset = np.hstack([0 * weights, weights]), np.concatenate([[0.0], offset])
+        if scaler is not None:
+            weights = weights / scaler.scale_[:, None]
+            offset = offset - scaler.mean_ @ weights
+        return cls(weights / temperature, offset / temperature, np.asarray(last.classes_, np.int64))
