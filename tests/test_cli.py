@@ -196,7 +196,9 @@ def test_scripts_and_the_console_command_are_the_same():
     for name in cli.main.commands:
         text = (SCRIPTS / f"{name.replace('-', '_')}.py").read_text()
         assert f"from pipeline.cli import {name.replace('-', '_')}" in text
-    done = subprocess.run(["twostage", "--version"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [Path(sys.executable).parent / "twostage", "--version"], capture_output=True, text=True, check=True
+    )
     assert done.stdout.startswith("twostage, version ")
 
 
