@@ -321,7 +321,7 @@ def _decode(data: bytes) -> Image.Image:
         image = _open(data)
         if _raw_mode(image) == "RGB;16B" and "transparency" in image.info:
             low = _low_bytes(data)
-    return _to_rgb(image, low)
+    return _to_rgb(image, low, owned=True)
 
 
 def _open(data: bytes) -> Image.Image:
@@ -386,12 +386,14 @@ def _low_bytes(data: bytes) -> NDArray[np.uint8]:
     return np.asarray(image)
 
 
-def _to_rgb(image: Image.Image, low: NDArray[np.uint8] | None = None) -> Image.Image:
+def _to_rgb(image: Image.Image, low: NDArray[np.uint8] | None = None, *, owned: bool = False) -> Image.Image:
     _check_size(image)
     raw_mode = _raw_mode(image)
     image.load()
     if image.mode in _GREY16_MODES:
         rgb = _from_grey16(image, raw_mode)
+    elif image.mode == "RGB" and owned and "transparency" not in image.info:
+        rgb = image  # a photograph, as nearly all are: no copy
     elif image.mode in _ALPHA_MODES or image.mode == "P":
         rgb = _on_white(image)
     elif image.mode in _OPAQUE_MODES:

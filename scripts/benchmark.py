@@ -1,0 +1,312 @@
+"""Measure both stages against plain Keras, in one run, on the same images, as rates and ratios.
+
+Every measurement runs in a process of its own, `--repeat` times in turns, so that a slow minute of the
+machine hits all of them; the table shows medians and the spread.
+"""
+
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+Result = dict[str, Any]
+
+
+def plain_keras(images: list[str], options: Result) -> Result:
+    """Run what people write: image_dataset_from_directory, preprocess_input, predict."""
+    import keras
+
+    from pipeline import BACKBONES
+
+    size = options["size"]
+    row = BACKBONES[options["backbone"]]
+    width = {} if row.alpha is None else {"alpha": row.alpha}
+    build = getattr(keras.applications, row.constructor)
+    model = build(include_top=False, input_shape=(size, size, 3), pooling="avg", **width)
+    module = sys.modules[build.__module__]
+    data = keras.utils.image_dataset_from_directory(
+        options["folder"], image_size=(size, size), batch_size=32, shuffle=False, labels=None, verbose=False
+    )
+    started = time.perf_counter()
+    vectors = model.predict(data.map(module.preprocess_input), verbose=0)
+    return {"rate": len(vectors) / (time.perf_counter() - started)}
+
+
+def extraction(images: list[str], options: Result) -> Result:
+    """Do the command's own work: list, decode, encode, store; the network comes from the warm cache."""
+    from pipeline import Speed, extract
+
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        with extract(
+            options["folder"],
+            Path(folder) / "f.h5",
+            options["backbone"],
+            size=options["size"],
+            precision=options["precision"],
+            speed=Speed(options["engine"]),
+        ) as store:
+            return {"rate": len(store) / (time.perf_counter() - started)}
+
+
+def decode_only(images: list[str], options: Result) -> Result:
+    """Files to pixels in one thread: core-seconds for each image."""
+    from pipeline.images.decode import load_pixels, read_bytes
+
+    started = time.perf_counter()
+    for path in images[:600]:
+        load_pixels(read_bytes(path), options["size"])
+    return {"rate": len(images[:600]) / (time.perf_counter() - started)}
+
+
+def model_only(images: list[str], options: Result) -> Result:
+    """Turn decoded pixels into vectors on all cores."""
+    import numpy as np
+
+    from pipeline import Recipe, Speed
+    from pipeline.features.engines import make_encoder
+    from pipeline.images.decode import load_pixels
+
+    recipe = Recipe.create(options["backbone"], size=options["size"], precision=options["precision"])
+    encoder = make_encoder(recipe, Speed(options["engine"]))
+    batch = [load_pixels(path, recipe.size) for path in images[: encoder.batch_size]]
+    pixels = np.stack(batch * 4)
+    encoder.encode(pixels)
+    started, done = time.perf_counter(), 0
+    while time.perf_counter() - started < 5:
+        encoder.encode(pixels)
+        done += len(pixels)
+    return {"rate": done / (time.perf_counter() - started)}
+
+
+def keras_one(images: list[str], options: Result) -> Result:
+    """One image in plain Keras, everything loaded first."""
+    import keras
+    import numpy as np
+
+    from pipeline import BACKBONES
+
+    row = BACKBONES[options["backbone"]]
+    build = getattr(keras.applications, row.constructor)
+    width = {} if row.alpha is None else {"alpha": row.alpha}
+    model = build(include_top=False, input_shape=(options["size"],) * 2 + (3,), pooling="avg", **width)
+    image = keras.utils.img_to_array(keras.utils.load_img(images[0], target_size=(options["size"],) * 2))
+    model.predict(sys.modules[build.__module__].preprocess_input(image[np.newaxis]), verbose=0)
+    return {}
+
+
+MEASURES: dict[str, Callable[[list[str], Result], Result]] = {
+    function.__name__: function for function in (plain_keras, extraction, decode_only, model_only, keras_one)
+}
+COLUMNS = [
+    # name in the table, measure, engine, precision
+    ("plain Keras, end to end", "plain_keras", "", ""),
+    ("keras float32, end to end", "extraction", "keras", "float32"),
+    ("openvino float32, end to end", "extraction", "openvino", "float32"),
+    ("openvino bfloat16, end to end", "extraction", "openvino", "bfloat16"),
+    ("decode only, one thread", "decode_only", "", ""),
+    ("keras float32, model only", "model_only", "keras", "float32"),
+    ("openvino float32, model only", "model_only", "openvino", "float32"),
+    ("openvino bfloat16, model only", "model_only", "openvino", "bfloat16"),
+]
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.option("--images", type=click.Path(exists=True, file_okay=False), help="Default: $TWOSTAGE_DATA/clothing/train.")
+@click.option("--backbone", default="mobilenetv2", help="A Keras Applications name whose ImageNet weights are there.")
+@click.option("--size", default=224, help="Side of the input in pixels.")
+@click.option("--repeat", default=3, help="How often each measurement is taken.")
+@click.option("--out", default="artifacts/benchmark", help="OUT.md and OUT.json are written.")
+@click.option("--copies", default=0, help="Also extract the images this many times over, for the memory that takes.")
+@click.option("--measure", hidden=True)
+def benchmark(
+    images: str | None, backbone: str, size: int, repeat: int, out: str, copies: int, measure: str | None
+) -> None:
+    """Measure rates, start-up and memory, and write a table (Markdown and JSON)."""
+    folder = images or os.path.join(os.environ.get("TWOSTAGE_DATA", ""), "clothing", "train")  # noqa: PTH118
+    if not Path(folder).is_dir():
+        raise click.UsageError("there is no folder of images; give --images, or set TWOSTAGE_DATA")
+    paths = sorted(str(path) for path in Path(folder).rglob("*.jpg"))
+    if measure:
+        options = json.loads(measure)
+        result = MEASURES[options["measure"]](paths, options)
+        result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print("RESULT" + json.dumps(result))
+        return
+    common = {"folder": folder, "backbone": backbone, "size": size}
+    rows = run_rates(common, repeat)
+    rows += run_starts(common, paths, repeat)
+    if copies:
+        rows.append(run_memory(common, paths, copies))
+    report = {"machine": machine(), "images": len(paths), **common, "rows": rows, "ratios": ratios(rows)}
+    target = Path(out)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.with_suffix(".json").write_text(json.dumps(report, indent=1))
+    target.with_suffix(".md").write_text(markdown(report))
+    print(markdown(report))
+
+
+def child(options: Result) -> Result:
+    """Take one measurement in a fresh process."""
+    command = [sys.executable, __file__, "--images", options["folder"], "--measure", json.dumps(options)]
+    started = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    seconds = time.perf_counter() - started
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    if not lines:
+        raise click.ClickException(f"{options['measure']} failed:\n{done.stderr[-2000:]}")
+    return {"seconds": seconds, **json.loads(lines[0].removeprefix("RESULT"))}
+
+
+def run_rates(common: Result, repeat: int) -> list[Result]:
+    """Measure images per second, all kinds in turns; a first unmeasured round fills the caches."""
+    taken: dict[str, list[Result]] = {name: [] for name, *_ in COLUMNS}
+    for number in range(repeat + 1):
+        for name, measure, engine, precision in COLUMNS:
+            if number == 0 and measure != "model_only":
+                continue
+            print(f"{number}/{repeat} {name}", file=sys.stderr)
+            result = child({**common, "measure": measure, "engine": engine, "precision": precision})
+            if number:
+                taken[name].append(result)
+    return [
+        {
+            "name": name,
+            "rate": statistics.median(each["rate"] for each in results),
+            "low": min(each["rate"] for each in results),
+            "high": max(each["rate"] for each in results),
+            "peak_mb": max(each["peak_mb"] for each in results),
+        }
+        for name, results in taken.items()
+    ]
+
+
+def run_starts(common: Result, paths: list[str], repeat: int) -> list[Result]:
+    """Measure whole processes: one image by plain Keras and by predict.py; a second extraction."""
+    rows = []
+    with tempfile.TemporaryDirectory() as work:
+        features, bundle = f"{work}/f.h5", f"{work}/b.bundle"
+        scripts = Path(__file__).parent
+        size = ["--size", str(common["size"]), "--backbone", common["backbone"]]
+        extract = [sys.executable, str(scripts / "extract.py"), common["folder"], "--out", features, "--quiet", *size]
+        train = [sys.executable, str(scripts / "train_head.py"), features, "--out", bundle, "--quiet"]
+        predict = [sys.executable, str(scripts / "predict.py"), bundle, paths[0], "--quiet"]
+        timed(extract)
+        timed([*train, "--param", "C=0.01"])
+        one = {**common, "measure": "keras_one"}
+        kinds: list[tuple[str, Callable[[], Result]]] = [
+            ("one image, plain Keras", lambda: child(one)),
+            ("one image, predict.py", lambda: timed(predict)),
+            ("extract.py with nothing new", lambda: timed(extract)),
+            ("train_head.py, logreg with its C chosen", lambda: timed(train)),
+        ]
+        for name, measure in kinds:
+            print(name, file=sys.stderr)
+            results = [measure() for _ in range(max(repeat, 3))]
+            seconds = [each["seconds"] for each in results]
+            rows.append(
+                {
+                    "name": name,
+                    "seconds": statistics.median(seconds),
+                    "low": min(seconds),
+                    "high": max(seconds),
+                    "peak_mb": max(each["peak_mb"] for each in results),
+                }
+            )
+    return rows
+
+
+def run_memory(common: Result, paths: list[str], copies: int) -> Result:
+    """Extract `copies` times the images, through a folder of links; the peak memory of that process."""
+    with tempfile.TemporaryDirectory() as work:
+        for number in range(copies):
+            (Path(work) / "photos" / str(number)).mkdir(parents=True)
+            for index, path in enumerate(paths):
+                (Path(work) / "photos" / str(number) / f"{index}.jpg").symlink_to(path)
+        words = ["--out", f"{work}/f.h5", "--quiet", "--size", str(common["size"]), "--backbone", common["backbone"]]
+        name = f"extract.py of {copies * len(paths):,} images"
+        print(name, file=sys.stderr)
+        result = timed([sys.executable, str(Path(__file__).parent / "extract.py"), f"{work}/photos", *words])
+        seconds = result["seconds"]
+        return {"name": name, "seconds": seconds, "low": seconds, "high": seconds, "peak_mb": result["peak_mb"]}
+
+
+def timed(command: list[str]) -> Result:
+    """Run a whole command; its wall time and peak memory."""
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise click.ClickException(f"{' '.join(command)} failed")
+    return {"seconds": time.perf_counter() - started, "peak_mb": usage.ru_maxrss / 1024}
+
+
+def ratios(rows: list[Result]) -> Result:
+    """Compare with plain Keras, and with what the processor could do if no core ever waited."""
+    rate = {row["name"]: row["rate"] for row in rows if "rate" in row}
+    seconds = {row["name"]: row["seconds"] for row in rows if "seconds" in row}
+    cores = len(os.sched_getaffinity(0))
+    found: Result = {}
+    for kind in ("keras float32", "openvino float32", "openvino bfloat16"):
+        whole = rate[f"{kind}, end to end"]
+        bound = cores / (1 / rate["decode only, one thread"] + cores / rate[f"{kind}, model only"])
+        found[f"{kind}: times plain Keras"] = whole / rate["plain Keras, end to end"]
+        found[f"{kind}: bound, images/s"] = bound
+        found[f"{kind}: share of the bound"] = whole / bound
+    found["one image: times faster than plain Keras"] = (
+        seconds["one image, plain Keras"] / seconds["one image, predict.py"]
+    )
+    return found
+
+
+def machine() -> Result:
+    """Say what this was measured on."""
+    import importlib.metadata
+
+    names = ("keras", "tensorflow", "openvino", "numpy", "Pillow", "scikit-learn", "twostage-features")
+    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    model = next((line.split(":")[1].strip() for line in cpu.splitlines() if line.startswith("model name")), "")
+    return {
+        "processor": model or platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in names},
+    }
+
+
+def markdown(report: Result) -> str:
+    """Return the report as a Markdown table."""
+    host = report["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in host["versions"].items())
+    lines = [
+        f"{report['images']:,} photographs, {report['backbone']} at {report['size']}; {host['processor']},"
+        f" {host['cores']} cores; Python {host['python']}, {versions}.",
+        "",
+        "| measured | median | spread | peak memory |",
+        "| --- | --- | --- | --- |",
+    ]
+    for row in report["rows"]:
+        if "rate" in row:
+            value, spread = f"{row['rate']:.0f} images/s", f"{row['low']:.0f} to {row['high']:.0f}"
+        else:
+            value, spread = f"{row['seconds']:.2f} s", f"{row['low']:.2f} to {row['high']:.2f}"
+        lines.append(f"| {row['name']} | {value} | {spread} | {row['peak_mb']:.0f} MB |")
+    lines += ["", "| compared | |", "| --- | --- |"]
+    for name, value in report["ratios"].items():
+        text = f"{value:.0%}" if "share" in name else f"{value:.0f}" if "bound" in name else f"{value:.1f}"
+        lines.append(f"| {name} | {text} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    benchmark()
