@@ -162,16 +162,19 @@ def _from_files(
         except ImageError as error:
             return str(error)
 
+    def encode(batch: list[tuple[str, list[NDArray[np.uint8]] | str]]) -> Iterator[Prediction]:
+        good = [(path, pixels) for path, pixels in batch if not isinstance(pixels, str)]
+        if not good:
+            return iter(())
+        stacks = dict(zip(kinds, map(np.stack, zip(*(pixels for _, pixels in good), strict=True)), strict=True))
+        vectors = [encoder.encode(stacks[encoder.recipe.size, encoder.recipe.resize]) for encoder in encoders]
+        return _ranked(bundle, [path for path, _ in good], np.concatenate(vectors, axis=1), top_k)
+
     done = 0
-    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        decoded = ahead(pool, (os.fspath(image) for image in images), decode, decode_window(max(kinds)[0], threads))
-        while batch := list(itertools.islice(decoded, step)):
-            good = [(path, pixels) for path, pixels in batch if not isinstance(pixels, str)]
-            rows = iter(())  # type: Iterator[Prediction]
-            if good:
-                stacks = dict(zip(kinds, map(np.stack, zip(*(pixels for _, pixels in good), strict=True)), strict=True))
-                vectors = [encoder.encode(stacks[encoder.recipe.size, encoder.recipe.resize]) for encoder in encoders]
-                rows = _ranked(bundle, [path for path, _ in good], np.concatenate(vectors, axis=1), top_k)
+    with ThreadPoolExecutor(threads) as decoders, ThreadPoolExecutor(1) as network:
+        paths = (os.fspath(image) for image in images)
+        decoded = ahead(decoders, paths, decode, decode_window(max(kinds)[0], threads))
+        for batch, rows in ahead(network, iter(lambda: list(itertools.islice(decoded, step)), []), encode, 2):
             for path, pixels in batch:
                 yield Prediction(path, pixels) if isinstance(pixels, str) else next(rows)
             done += len(batch)

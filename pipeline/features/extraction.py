@@ -33,6 +33,7 @@ _AHEAD_BYTES = 64 << 20  # decoded pixels that may wait for the network
 _NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 
 Progress = Callable[[int, int], None]
+Batch = list[tuple[int, Fresh]]  # images by their number in the manifest
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -216,24 +217,44 @@ def _run(
     done = len(plan.manifest) - len(todo)
     window = decode_window(parts.recipe.size, threads)
     writer: PartWriter | None = None
-    try:
-        with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-            for image, result in ahead(pool, todo, lambda image: plan.examine(image, parts.recipe), window):
-                if isinstance(result, Found):
-                    plan.found[image] = result
-                else:
-                    # Made late: files that were only touched, or cannot be read, need no network.
-                    writer = writer or PartWriter(plan, parts, make_encoder())
-                    writer.add(image, result)
-                done += 1
-                if progress:
-                    progress(done, len(plan.manifest))
-        if writer:
-            writer.encode()
-    finally:
-        if writer:
-            writer.commit()  # also when interrupted: the next run goes on from here
+
+    def batches() -> Iterator[tuple[Encoder, Batch]]:
+        nonlocal writer, done
+        batch: Batch = []
+        for image, result in ahead(decoders, todo, lambda image: plan.examine(image, parts.recipe), window):
+            if isinstance(result, Found):
+                plan.found[image] = result
+            else:
+                # Made late: files that were only touched, or cannot be read, need no network.
+                writer = writer or PartWriter(plan, parts, make_encoder())
+                batch.append((image, result))
+                if len(batch) == writer.encoder.batch_size:
+                    yield writer.encoder, batch
+                    batch = []
+            done += 1
+            if progress:
+                progress(done, len(plan.manifest))
+        if writer and batch:
+            yield writer.encoder, batch
+
+    with (
+        ThreadPoolExecutor(threads, thread_name_prefix="decode") as decoders,
+        ThreadPoolExecutor(1, thread_name_prefix="encode") as network,
+    ):
+        try:
+            # The next batch is gathered, and the last one put away, while the network works on this one.
+            for (_, batch), vectors in ahead(network, batches(), _encode, 2):
+                if writer:
+                    writer.add(batch, vectors)
+        finally:
+            if writer:
+                writer.commit()  # also when interrupted: the next run goes on from here
     return writer.extracted if writer else 0
+
+
+def _encode(work: tuple[Encoder, Batch]) -> NDArray[np.float32]:
+    encoder, batch = work
+    return encoder.encode(np.stack([fresh.pixels for _, fresh in batch]))
 
 
 def decode_window(size: int, threads: int) -> int:
@@ -259,7 +280,7 @@ def ahead(pool: ThreadPoolExecutor, items: Iterable[T], work: Callable[[T], R], 
 
 
 class PartWriter:
-    """Gathers batches for the encoder and rows for the next part."""
+    """Gathers rows for the next part."""
 
     def __init__(self, plan: Plan, parts: Parts, encoder: Encoder) -> None:
         parts.settle(encoder)
@@ -267,33 +288,22 @@ class PartWriter:
         self.parts = parts
         self.encoder = encoder
         self.extracted = 0
-        self._batch: list[tuple[int, Fresh]] = []
-        self._rows: list[tuple[int, Fresh]] = []
+        self._rows: Batch = []
         self._vectors: list[NDArray[np.float32]] = []
         self._since = time.monotonic()
 
-    def add(self, image: int, fresh: Fresh) -> None:
-        """Take one decoded image; encode when a batch is full, commit when a part is."""
-        self._batch.append((image, fresh))
-        if len(self._batch) == self.encoder.batch_size:
-            self.encode()
-        overdue = time.monotonic() - self._since > PART_SECONDS
-        if len(self._rows) >= block_rows(self.encoder.dim) or overdue:
-            self.commit()
-
-    def encode(self) -> None:
-        """Send the images in hand through the network."""
-        if not self._batch:
-            return
-        vectors = self.encoder.encode(np.stack([fresh.pixels for _, fresh in self._batch]))
+    def add(self, batch: Batch, vectors: NDArray[np.float32]) -> None:
+        """Take the vectors of a batch; commit when a part is full or overdue."""
         finite = np.asarray(np.isfinite(vectors).all(axis=1))
-        for (image, fresh), vector, sound in zip(self._batch, vectors, finite.tolist(), strict=True):
+        for (image, fresh), vector, sound in zip(batch, vectors, finite.tolist(), strict=True):
             if sound:
                 self._rows.append((image, fresh._replace(pixels=_NO_PIXELS)))
                 self._vectors.append(vector)
             else:
                 self.plan.found[image] = Found(fresh.stamp, reason="not-finite: the network gave no finite vector")
-        self._batch = []
+        overdue = time.monotonic() - self._since > PART_SECONDS
+        if len(self._rows) >= block_rows(self.encoder.dim) or overdue:
+            self.commit()
 
     def commit(self) -> None:
         """Write the vectors in hand as the next part."""
@@ -329,7 +339,7 @@ def _stamps(stamps: list[tuple[int, int]]) -> NDArray[np.int64]:
 
 
 def _versions(engine: str) -> dict[str, str]:
-    names = ["twostage-features", "numpy", "h5py", "Pillow", "keras", "tensorflow"]
+    names = ["twostage-features", "numpy", "h5py", "Pillow", "keras", "openvino", "tensorflow"]
     versions = {"engine": engine, "python": platform.python_version()}
     for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
