@@ -156,7 +156,9 @@ def _too_many_bad(bad: int, images: int, max_bad: float) -> int:
 @click.option("--pooling", default="avg", help="avg, max or flatten.")
 @click.option("--size", type=int, metavar="PX", help="Side of the input.  [default: the backbone's own]")
 @click.option("--resize", default="squash", help="squash, crop or pad.")
-@click.option("--precision", default="float32", help="Arithmetic of the network: float32 or bfloat16.")
+@click.option(
+    "--precision", default="float32", help="Arithmetic of the network: float32, bfloat16, or float16 on a GPU."
+)
 @click.option("--dtype", default="float32", help="Stored type: float32 or float16.")
 @_speed_options
 @_max_bad

@@ -12,7 +12,7 @@ import pytest
 from pipeline.errors import EngineError
 from pipeline.features import openvino_engine
 from pipeline.features.engines import Speed, choose_engine, make_encoder
-from pipeline.features.keras_engine import KerasEncoder
+from pipeline.features.keras_engine import KerasEncoder, has_gpu
 from pipeline.features.openvino_engine import OpenVinoEncoder, cached_network
 from pipeline.features.recipe import Recipe
 
@@ -158,3 +158,23 @@ def test_the_folder_of_the_cache(monkeypatch):
     assert os.fspath(openvino_engine.cache_folder()) == "/somewhere"
     monkeypatch.delenv("TWOSTAGE_CACHE")
     assert "twostage" in os.fspath(openvino_engine.cache_folder())
+
+
+def test_float16_needs_a_gpu():
+    half = dataclasses.replace(SMALL, precision="float16")
+    with pytest.raises(EngineError, match="does not compute float16; use --precision float32 or bfloat16"):
+        OpenVinoEncoder(half, 4)
+    if not has_gpu():
+        with pytest.raises(
+            EngineError, match=r"computes float16 on a GPU only, and TensorFlow sees none; use --engine"
+        ):
+            KerasEncoder(half, 4)
+
+
+def test_a_gpu_gives_the_vectors_of_the_processor():
+    if not has_gpu():
+        pytest.skip("TensorFlow sees no GPU here")
+    exact = OpenVinoEncoder(SMALL, 4).encode(PIXELS)
+    assert relative(KerasEncoder(SMALL, 4).encode(PIXELS), exact) < 1e-3
+    half = KerasEncoder(dataclasses.replace(SMALL, precision="float16"), 4).encode(PIXELS)
+    assert np.linalg.norm(half - exact) / np.linalg.norm(exact) < 0.05

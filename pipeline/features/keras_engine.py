@@ -24,7 +24,7 @@ CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
 TORCH_MEAN_RGB = (0.485, 0.456, 0.406)
 TORCH_STD_RGB = (0.229, 0.224, 0.225)
 
-POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
+POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
 class KerasEncoder:
@@ -49,6 +49,8 @@ class KerasEncoder:
 
     Raises
     ------
+    EngineError
+        If the recipe asks for less than float32 and there is no GPU.
     WeightsError
         If the weights are absent, changed since the recipe was made, or do not fit the backbone.
     UsageError
@@ -65,10 +67,16 @@ class KerasEncoder:
     name = "keras"
 
     def __init__(self, recipe: Recipe, batch_size: int) -> None:
+        gpu = has_gpu()
+        if recipe.precision != "float32" and not gpu:
+            raise EngineError(
+                f"engine keras computes {recipe.precision} on a GPU only, and TensorFlow sees none; use --engine"
+                " openvino for bfloat16, or --precision float32"
+            )
         self.model, self.recipe, self.segments = build_model(recipe)
         self.dim = max(stop for _, stop in self.segments.values())
         self.batch_size = batch_size
-        self._forward = _traced(self.model, recipe.size)
+        self._forward = _traced(self.model, recipe.size, compiled=gpu)
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Turn pixels into vectors.
@@ -92,11 +100,23 @@ class KerasEncoder:
         return vectors
 
 
-def _traced(model: Any, size: int) -> Any:
+def has_gpu() -> bool:
+    """Say whether TensorFlow sees a GPU."""
+    load_keras()
     import tensorflow as tf
 
-    signature = [tf.TensorSpec((None, size, size, 3), tf.uint8)]
-    return tf.function(lambda pixels: model(pixels, training=False), input_signature=signature, autograph=False)
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
+def _traced(model: Any, size: int, *, compiled: bool) -> Any:
+    import tensorflow as tf
+
+    return tf.function(
+        lambda pixels: model(pixels, training=False),
+        input_signature=[tf.TensorSpec((None, size, size, 3), tf.uint8)],
+        autograph=False,
+        jit_compile=compiled,  # XLA, which pays on a GPU
+    )
 
 
 @contextlib.contextmanager
@@ -117,7 +137,7 @@ def build_model(recipe: Recipe, precision: str | None = None) -> tuple[Any, Reci
     Parameters
     ----------
     recipe : Recipe
-    precision : {"float32", "bfloat16"} or None
+    precision : {"float32", "bfloat16", "float16"} or None
         Arithmetic of the model; None for the recipe's.
 
     Returns

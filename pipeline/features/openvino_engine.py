@@ -203,6 +203,8 @@ def _keep(network: Network, folder: Path) -> None:
 
 def _check_precision(core: Any, precision: str) -> None:
     capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if precision not in PRECISIONS:
+        raise EngineError(f"engine openvino does not compute {precision}; use --precision {' or '.join(PRECISIONS)}")
     if precision == "bfloat16" and "BF16" not in capabilities:
         raise EngineError(
             f"this processor computes {', '.join(capabilities)}, not BF16; use --precision float32 (vectors of the"

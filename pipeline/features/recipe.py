@@ -17,7 +17,7 @@ from pipeline.images.resize import RESIZE_POLICIES
 
 LAST = "last"  # the name of the last feature map, whatever the network calls it
 POOLINGS = ("avg", "max", "flatten")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "float16")
 CUSTOM = "keras-file"
 MAX_SIZE = 4096
 
@@ -59,7 +59,7 @@ class Recipe:
     resize : str
         Resize policy: ``"squash"``, ``"crop"`` or ``"pad"``.
     precision : str
-        Arithmetic of the convnet: ``"float32"`` or ``"bfloat16"``.
+        Arithmetic of the convnet: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
     versions : mapping of str to int
         Versions of the code that makes pixels and vectors.
     weights_path : str
@@ -113,8 +113,8 @@ class Recipe:
             Pixels; None for the backbone's own size (a ``.keras`` model needs one).
         resize : {"squash", "crop", "pad"}
             How a photograph becomes a square.
-        precision : {"float32", "bfloat16"}
-            Arithmetic of the convnet.
+        precision : {"float32", "bfloat16", "float16"}
+            Arithmetic of the convnet, where the machine has it: float16 needs a GPU.
 
         Raises
         ------
