@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from pipeline.errors import IntegrityError, PipelineError, UsageError
+from pipeline.errors import IntegrityError, PipelineError, UsageError, count_of
 
 EXIT_TOO_MANY_BAD = 3
 EXIT_INTERRUPTED = 130
@@ -35,7 +35,9 @@ def _command(function: Callable[..., int | None]) -> click.Command:
     @functools.wraps(function)
     def guarded(**options: Any) -> None:
         debug = options.pop("debug")
-        sys.exit(_guarded(functools.partial(function, **options), debug))
+        kept = "what was done is kept, run the same command again to go on"
+        hint = kept if function.__name__ == "extract" else "nothing was written"
+        sys.exit(_guarded(functools.partial(function, **options), debug, hint))
 
     command = main.command(context_settings=_CONTEXT)(guarded)
     command.params += [
@@ -46,13 +48,13 @@ def _command(function: Callable[..., int | None]) -> click.Command:
     return command
 
 
-def _guarded(run: Callable[[], int | None], debug: bool) -> int:
+def _guarded(run: Callable[[], int | None], debug: bool, hint: str) -> int:
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, _interrupt)
     try:
         return run() or 0
     except KeyboardInterrupt:
-        _say("interrupted; what was done is kept, run the same command again to go on")
+        _say(f"interrupted; {hint}")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; so does the rest
@@ -60,6 +62,10 @@ def _guarded(run: Callable[[], int | None], debug: bool) -> int:
     except PipelineError as error:
         _show(error, debug)
         return error.exit_code
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        _show(PipelineError(f"{where}{error.strerror or error}"), debug)
+        return 1
     except Exception as error:  # noqa: BLE001 - the last resort of a command: a line, not a traceback
         _show(error, debug)
         if not debug:
@@ -143,7 +149,7 @@ _max_bad = click.option(
 def _too_many_bad(bad: int, images: int, max_bad: float) -> int:
     if not images or bad / images <= max_bad:
         return 0
-    _say(f"error: {bad:,} of {images:,} images are bad, more than --max-bad {max_bad:g} allows; the others are done")
+    _say(f"error: {bad:,} of {count_of(images, 'image')} bad, more than --max-bad {max_bad:g} allows; the rest is done")
     return EXIT_TOO_MANY_BAD
 
 
@@ -209,10 +215,10 @@ def extract(
 
 def _print_extraction(store: Any, summary: Any, quiet: bool) -> None:
     click.echo(
-        f"{summary.images:,} images: {summary.stored:,} stored ({summary.extracted:,} extracted,"
+        f"{count_of(summary.images, 'image')}: {summary.stored:,} stored ({summary.extracted:,} extracted,"
         f" {summary.reused:,} reused), {summary.skipped:,} skipped, {summary.dropped:,} dropped"
     )
-    rate = f", {summary.images_per_second:,.0f} images/s" if summary.extracted else ""
+    rate = f", {summary.images_per_second:,.3g} images/s" if summary.extracted else ""
     click.echo(f"{store.path}: {store.shape[0]} x {store.shape[1]} {store.dtype} in {summary.seconds:.1f} s{rate}")
     if quiet:
         return
@@ -242,7 +248,7 @@ def train_head(
     as_json: bool,
     quiet: bool,
 ) -> None:
-    r"""Stage 2: train a classifier on cached vectors.
+    """Stage 2: train a classifier on cached vectors.
 
     Fits on the training split, chooses on validation, reports on test; a file without splits gets a
     stable hold-out. Several FEATURES files of the same images are joined by image.
@@ -250,7 +256,7 @@ def train_head(
     \b
     Heads: logreg, ridge, linear-svm, svm, knn, lda, random-forest,
     hist-gradient-boosting, nearest-centroid, dummy, dense
-    """
+    """  # noqa: D301 - click's mark for lines that stay as they are
     from pipeline.heads.classifiers import parse_params
     from pipeline.heads.training import train_head as run
 
@@ -302,6 +308,8 @@ def predict(
 
     if as_json and out == "-":
         raise UsageError("--json and --out - both want standard output; name a file with --out")
+    if any(Path(out).exists() and Path(each).exists() and Path(out).samefile(each) for each in (bundle, *images)):
+        raise UsageError(f"--out {out} is one of the inputs; name another file")
     started = time.monotonic()
     loaded = Bundle.load(bundle)
     source = _feature_file(images) or list_images(images)
@@ -323,7 +331,7 @@ def predict(
     if as_json:
         _print_json(summary)
     elif not quiet or out != "-":
-        text = f"{total:,} images: {good:,} predicted, {total - good:,} bad, in {seconds:.1f} s"
+        text = f"{count_of(total, 'image')}: {good:,} predicted, {total - good:,} bad, in {seconds:.1f} s"
         click.echo(text if out == "-" else f"{out}: {text}", err=out == "-")
     return _too_many_bad(total - good, total, max_bad)
 
@@ -341,26 +349,27 @@ def _feature_file(images: tuple[str, ...]) -> Any:
 def verify(paths: tuple[str, ...], as_json: bool, quiet: bool) -> int:
     """Read feature files and bundles through and say what is wrong; exit code 4 if anything is."""
     from pipeline.features.store import verify as verify_features
-    from pipeline.heads.bundle import Bundle
+    from pipeline.heads.bundle import verify_bundle
 
+    failed = 0
     problems: dict[str, list[str]] = {}
     for path in paths:
-        if Path(path).is_dir():
-            problems[path] = []
-            try:
-                Bundle.load(path).estimator()
-            except IntegrityError as error:
-                problems[path] = [str(error)]
-        else:
-            with progress_bar(" rows", quiet) as progress:
-                problems[path] = verify_features(path, progress)
+        try:
+            if Path(path).is_dir():
+                problems[path] = verify_bundle(path)
+            else:
+                with progress_bar(" rows", quiet) as progress:
+                    problems[path] = verify_features(path, progress)
+        except PipelineError as error:
+            _show(error, debug=False)
+            failed = error.exit_code
     if as_json:
-        _print_json({"sound": not any(problems.values()), "problems": problems})
+        _print_json({"sound": not failed and not any(problems.values()), "problems": problems})
     else:
         for path, found in problems.items():
             for problem in found or ["sound"]:
                 click.echo(problem if problem.startswith(path) else f"{path}: {problem}")
-    return IntegrityError.exit_code if any(problems.values()) else 0
+    return IntegrityError.exit_code if any(problems.values()) else failed
 
 
 if __name__ == "__main__":

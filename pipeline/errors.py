@@ -84,6 +84,15 @@ class BundleError(PipelineError):
     """A bundle cannot be saved or loaded."""
 
 
+def count_of(number: int, noun: str) -> str:
+    """Count things in words.
+
+    >>> count_of(1, "image"), count_of(1200, "image")
+    ('1 image', '1,200 images')
+    """
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """Say in a few words which known names come closest to a wrong one.
 
@@ -91,5 +100,5 @@ def closest(name: str, known: Iterable[str]) -> str:
     'did you mean mobilenet?'
     """
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names)}"

@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.errors import ImageError, PipelineError, UsageError
 from pipeline.features.engines import Speed
 from pipeline.features.extraction import Progress, ahead, decode_window
-from pipeline.features.store import FeatureStore
+from pipeline.features.store import FeatureStore, publish
 from pipeline.heads.bundle import Bundle
 from pipeline.images.decode import load_pixels, read_bytes
 from pipeline.images.manifest import Manifest
@@ -307,10 +306,12 @@ def write_predictions(rows: Iterable[Prediction], out: str | os.PathLike[str], t
     suffix = ".csv" if to_stdout else target.suffix.lower()
     if suffix not in WRITERS:
         raise UsageError(f"cannot tell the format of {str(out)!r}; end it in {', '.join(WRITERS)}, or give - for CSV")
+    rows = iter(rows)
+    first = list(itertools.islice(rows, 1))  # what fails at once must not look like an empty table
     try:
         with contextlib.nullcontext(sys.stdout.buffer) if to_stdout else _replacing(target) as file:
             writer = WRITERS[suffix](file, top_k)
-            for row in rows:
+            for row in itertools.chain(first, rows):
                 writer.write(row)
                 counts[row.status.split(":")[0]] += 1
             writer.close()
@@ -327,10 +328,10 @@ def write_predictions(rows: Iterable[Prediction], out: str | os.PathLike[str], t
 def _replacing(target: Path) -> Iterator[BinaryIO]:
     """Open a temporary file that takes the target's name when all went well."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-        temporary = Path(folder) / "new"
+    temporary = target.with_name(f".{target.name}.tmp")  # always the same name: a killed run leaves one at most
+    try:
         with temporary.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
+        publish(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -67,7 +67,7 @@ def test_bad_images_set_the_exit_code(run, photos, tmp_path):
     assert code == 3
     assert "15 stored" in out
     assert "skipped 'ant/bad0.jpg': not-an-image" in err
-    assert "error: 3 of 18 images are bad, more than --max-bad 0.05 allows; the others are done" in err
+    assert "error: 3 of 18 images bad, more than --max-bad 0.05 allows; the rest is done" in err
     assert run(*words, "--max-bad", 0.2)[0] == 0
 
 
@@ -179,7 +179,7 @@ def test_an_interrupt_says_how_to_go_on(run, monkeypatch, photos, tmp_path):
     assert "run the same command again to go on" in err
 
 
-@pytest.mark.parametrize("name", ["extract", "train_head", "predict", "verify", "demo"])
+@pytest.mark.parametrize("name", ["extract", "train_head", "predict", "verify", "demo", "benchmark"])
 def test_help_is_quick_and_imports_nothing_heavy(name):
     """The bound of half a second is checked on the imports, which are what it is made of, and generously on time."""
     command = [sys.executable, "-X", "importtime", str(SCRIPTS / f"{name}.py"), "--help"]
@@ -258,3 +258,80 @@ def test_names_that_are_not_utf8(run, photos, tmp_path):
     assert run("predict", bundle, photos, "--out", tmp_path / "p.jsonl", "--max-bad", 1)[0] == 0
     rows = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
     assert f"{photos}/ant/{odd}" in [row["path"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--param", "C=abc"], 2, "head 'logreg': The 'C' parameter of LogisticRegression must be a float"),
+        (["--param", "C=-1"], 2, "must be a float in the range"),
+        (["--seed", "-1"], 2, "random_state"),
+        (["--head", "os.abort"], 2, "'os.abort' is no scikit-learn classifier"),
+        (["--head", "sys.exit"], 2, "'sys.exit' is no scikit-learn classifier"),
+        (["--cv", "1000"], 1, "too few for 1000 folds; add images, or leave out --cv"),
+        (["--out", ""], 2, "'' names no folder"),
+    ],
+)
+def test_values_that_a_head_cannot_take(run, made, words, code, message):
+    features, bundle, _ = made
+    result, out, err = run("train-head", features, "--out", bundle, "--quiet", *words)
+    assert (result, out) == (code, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_solver_that_does_not_converge_is_a_note(run, made):
+    features, bundle, _ = made
+    code, _, err = run("train-head", features, "--out", bundle, "--param", "max_iter=1", "--param", "C=1.0")
+    assert code == 0
+    assert "note: logreg: lbfgs failed to converge" in err
+
+
+def test_outputs_that_would_cost_something_dear(run, made, tmp_path):
+    features, bundle, photos = made
+    paint(tmp_path / "holiday.jpg", (1, 2, 3))
+    before = (tmp_path / "holiday.jpg").read_bytes()
+    words = ["--weights", "random", "--size", 32, "--backbone", "mobilenet"]
+    code, _, err = run("extract", photos, "--out", tmp_path / "holiday.jpg", "--overwrite", *words)
+    assert code == 2
+    assert "holiday.jpg is no feature file, so it is not overwritten" in err
+    assert (tmp_path / "holiday.jpg").read_bytes() == before
+    code, _, err = run("extract", photos / "ant", "--out", features, *words)
+    assert code == 2
+    assert "none of the 15 images in" in err
+    assert "check the folder" in err
+    assert run("extract", photos / "ant", "--out", features, "--overwrite", *words)[0] == 0
+    table = tmp_path / "new.csv"
+    table.write_text(f"path\n{photos}/ant/0.png\n")
+    code, _, err = run("predict", bundle, table, "--out", table)
+    assert code == 2
+    assert "is one of the inputs; name another file" in err
+    assert table.read_text().startswith("path\n")
+
+
+@pytest.mark.parametrize("out", ["", ".", "/proc/x.h5"])
+def test_places_where_no_file_can_be(run, photos, out):
+    code, _, err = run("extract", photos, "--out", out, "--weights", "random", "--size", 32)
+    assert code in (1, 2)
+    assert err.startswith("error: ")
+    assert "fault of twostage" not in err
+
+
+def test_a_failure_prints_no_header(run, made, tmp_path):
+    (tmp_path / "empty").mkdir()
+    code, out, err = run("predict", made[1], tmp_path / "empty")
+    assert (code, out) == (1, "")
+    assert "no images in" in err
+
+
+def test_verify_goes_on_after_a_missing_file(run, made):
+    code, out, err = run("verify", "none.h5", made[0])
+    assert (code, out) == (1, f"{made[0]}: sound\n")
+    assert "none.h5: No such file" in err
+
+
+def test_an_absurd_batch_is_refused(run, photos, tmp_path):
+    words = ["extract", photos, "--out", tmp_path / "f.h5", "--weights", "random", "--size", 224]
+    code, _, err = run(*words, "--batch-size", 100000)
+    assert code == 2
+    assert "batch size 100000 needs too much memory at 224 px; give 1 to 1024" in err

@@ -430,7 +430,7 @@ def test_table_of_paths_alone(tmp_path: Path) -> None:
 
 
 def test_names_of_a_table_that_are_not_utf8(tmp_path: Path) -> None:
-    (tmp_path / "photos.csv").write_bytes(b"path,label\n\xff.jpg,\xe9t\xe9\n")
+    (tmp_path / "photos.csv").write_bytes(b"path,label\n\xff.jpg,x\n")
     manifest = Manifest.read(tmp_path / "photos.csv")
     assert os.fsencode(manifest.paths[0]) == b"\xff.jpg"
     pa.parquet.write_table(pa.table({"path": [b"\xff.jpg"]}), tmp_path / "photos.parquet")
@@ -510,3 +510,20 @@ def test_unlabelled_takes_every_image_whatever_the_layout(tmp_path):
     assert set(manifest.labels) == {-1}
     assert set(manifest.splits) == {""}
     assert manifest.left_out == {"symlink loop": 1}
+
+
+def test_a_split_with_class_folders_beside_others_is_no_class(tmp_path):
+    for name in ("train/cat/1.jpg", "train/dog/1.jpg", "holdout/1.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    message = r"has 'train', a split with class folders, beside the folders 'holdout': call these train, validation"
+    with pytest.raises(ManifestError, match=message):
+        Manifest.from_folder(tmp_path)
+
+
+def test_a_table_in_another_encoding(tmp_path):
+    (tmp_path / "t.csv").write_bytes("path,label\na.jpg,caf\xe9\n".encode("latin-1"))
+    with pytest.raises(
+        ManifestError, match=r"row 2 has the label 'caf.*', which is not UTF-8: save the table as UTF-8"
+    ):
+        Manifest.from_table(tmp_path / "t.csv")

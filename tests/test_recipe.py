@@ -233,6 +233,10 @@ def test_flatten_keeps_the_feature_map():
     assert KerasEncoder(recipe, 1).dim == 2 * 2 * 256
 
 
+def test_alpha_one_may_be_said():
+    assert Recipe.create("mobilenetv2_1.0", weights="random").backbone == "mobilenetv2"
+
+
 def test_an_unknown_layer_lists_the_closest():
     with pytest.raises(UsageError, match=r"has no layer 'conv_pw_11_rel'; did you mean conv_pw_11_relu"):
         encode(Recipe.create(**SMALL, weights="random", layers=("conv_pw_11_rel",)))
@@ -291,6 +295,8 @@ def test_a_whole_keras_model_is_a_backbone(tmp_path):
 def test_a_keras_model_of_fixed_size_says_so(tmp_path):
     keras = load_keras()
     keras.Sequential([keras.Input((16, 16, 3)), keras.layers.Flatten()]).save(tmp_path / "fixed.keras")
+    assert Recipe.create(tmp_path / "fixed.keras").size == 16
+    assert KerasEncoder(Recipe.create(tmp_path / "fixed.keras"), 2).encode(PIXELS[:, :16, :16]).shape == (7, 768)
     with pytest.raises(UsageError, match=r"takes inputs of shape \(None, 16, 16, 3\), expected \(None, 32, 32, 3\)"):
         encode(Recipe.create(tmp_path / "fixed.keras", size=32))
 

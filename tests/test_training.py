@@ -94,6 +94,21 @@ def test_only_training_images_are_cross_validated(tmp_path):
     assert any("scores come from 5 folds" in note for note in report.notes)
 
 
+def test_few_images_get_as_many_folds_as_they_can(tmp_path):
+    _, report = train_head(make_store(tmp_path / "f.h5", n=9, splits=["train"] * 9))
+    assert any("scores come from 3 folds" in note for note in report.notes)
+    with pytest.raises(TrainingError, match=r"has 1 training image, too few for 2 folds; add images"):
+        train_head(make_store(tmp_path / "f.h5", n=3, splits=["train"] * 3))
+    with pytest.raises(TrainingError, match=r"has 1 training group, too few for 2 folds"):
+        train_head(make_store(tmp_path / "f.h5", splits=["train"] * 90, groups=["one"] * 90))
+
+
+def test_a_file_given_twice(tmp_path):
+    store = make_store(tmp_path / "f.h5")
+    with pytest.raises(UsageError, match="was given twice; give it once"):
+        train_head([store, tmp_path / "f.h5"])
+
+
 def test_groups_stay_in_one_fold(tmp_path, monkeypatch):
     """A class that only repeats inside groups cannot be recognised across folds."""
     rng = np.random.default_rng(0)
@@ -172,7 +187,12 @@ def test_rows_without_label_are_left_out(tmp_path):
         ({}, {"head": "logrek"}, UsageError, "logrek"),
         ({}, {"params": {"c": 1}}, UsageError, "'c'"),
         ({}, {"cv": 1}, UsageError, "cv 1 makes no folds; give 2 or more"),
-        ({}, {"cv": 21}, TrainingError, "class 'a' has 20 training images, fewer than the 21 folds"),
+        (
+            {},
+            {"cv": 21},
+            TrainingError,
+            "has 20 training images, too few for 21 folds; add images, or leave out --cv",
+        ),
     ],
 )
 def test_what_cannot_be_trained_on(tmp_path, changes, options, error, message):

@@ -139,7 +139,7 @@ def find_backbone(name: str) -> Backbone:
     299
     """
     try:
-        return BACKBONES[name.lower()]
+        return BACKBONES[name.lower().removesuffix("_1.0")]
     except KeyError:
         raise UsageError(
             f"no backbone is called {name!r}; {closest(name.lower(), BACKBONES)}"

@@ -116,5 +116,8 @@ def make_encoder(recipe: Recipe, speed: Speed = Speed()) -> Encoder:
             f"these vectors were made with versions {dict(recipe.versions)} of the pixel and vector code, this package"
             f" has {VERSIONS}; install the old twostage-features or extract anew with --overwrite"
         )
+    most = max(1, 32 * _BATCH_PIXELS // recipe.size**2)
+    if speed.batch_size and speed.batch_size > most:
+        raise UsageError(f"batch size {speed.batch_size} needs too much memory at {recipe.size} px; give 1 to {most}")
     batch_size = speed.batch_size or max(1, min(32, _BATCH_PIXELS // recipe.size**2))
     return ENGINES[choose_engine() if speed.engine == AUTO else speed.engine](recipe, batch_size)

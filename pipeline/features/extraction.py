@@ -21,7 +21,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from pipeline.errors import LockedError, StoreError, UsageError, closest
+from pipeline.errors import LockedError, StoreError, UsageError, closest, count_of
 from pipeline.features.engines import Encoder, Speed, make_encoder
 from pipeline.features.plan import Found, Fresh, Parts, Plan
 from pipeline.features.recipe import Recipe, RecipeOptions
@@ -144,6 +144,8 @@ def fill_store(
         raise UsageError(f"dtype {dtype!r} is unknown; {closest(dtype, DTYPES)}")
     started = time.monotonic()
     target = Path(out)
+    if not target.name:
+        raise UsageError(f"out {str(out)!r} names no file; give one such as artifacts/photos.h5")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -152,6 +154,7 @@ def fill_store(
         parts = Parts(target, recipe, dtype, overwrite=overwrite)
         try:
             plan = Plan(manifest, parts)
+            _check_same_images(plan, target)
             extracted = _run(plan, parts, make_encoder, threads, progress)
             _assemble(plan, parts, target, dtype)
         finally:
@@ -186,13 +189,16 @@ def locked(target: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
+        if not path.exists():
+            raise StoreError(f"cannot write beside {target}; choose another --out") from None
         raise LockedError(
             f"{target} is being written by {_holder(path)}; wait for it or choose another --out"
         ) from None
     except OSError as error:
         raise StoreError(f"cannot write beside {target}: {error.strerror}; choose another --out") from error
     try:
-        path.write_text(f"process {os.getpid()} on {socket.gethostname()}", "utf-8")
+        with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}", "utf-8")
         yield
     finally:
         path.unlink(missing_ok=True)
@@ -277,6 +283,14 @@ def ahead(pool: ThreadPoolExecutor, items: Iterable[T], work: Callable[[T], R], 
     finally:
         for _, future in queue:
             future.cancel()
+
+
+def _check_same_images(plan: Plan, target: Path) -> None:
+    if plan.dropped and plan.dropped == plan.old:
+        raise UsageError(
+            f"none of the {count_of(plan.old, 'image')} in {target} is in {plan.manifest.root}, so all its vectors"
+            " would go; check the folder, choose another --out or give --overwrite"
+        )
 
 
 class PartWriter:

@@ -5,6 +5,7 @@ import dataclasses
 import hashlib
 import random
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from pipeline.features.backbones import Backbone
 from pipeline.features.keras_runtime import load_keras
 from pipeline.features.pixels import check_pixels
 from pipeline.features.recipe import CUSTOM, LAST, Recipe
-from pipeline.features.weights import IMAGENET, file_sha256, imagenet_file
+from pipeline.features.weights import IMAGENET, check_digest, imagenet_file
 
 # keras.applications.imagenet_utils.preprocess_input: ImageNet's channel statistics.
 CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
@@ -249,7 +250,10 @@ def _build_row(keras: Any, recipe: Recipe) -> Any:
         random.seed(int(recipe.weights.removeprefix("random:")))  # where Keras' initialisers draw their seeds
         return constructor(**arguments)
     path = _weights_file(row, recipe)
-    model = constructor(**arguments)
+    with warnings.catch_warnings():
+        # MobileNets say that other sizes than their own start from the weights of 224; so does the README.
+        warnings.filterwarnings("ignore", message="`input_shape` is undefined or non-square", category=UserWarning)
+        model = constructor(**arguments)
     try:
         model.load_weights(path)
     except Exception as error:
@@ -275,24 +279,13 @@ def _weights_file(row: Backbone, recipe: Recipe) -> Path:
     hint = Path(recipe.weights_path)
     if recipe.weights == IMAGENET and not (recipe.weights_path and hint.is_file()):
         hint = imagenet_file(row, recipe.size)
-    _check_digest(hint, recipe)
+    check_digest(hint, recipe.weights_sha256)
     return hint
-
-
-def _check_digest(path: Path, recipe: Recipe) -> None:
-    if not path.is_file():
-        raise WeightsError(f"the weights {path} are gone; put back the file with SHA-256 {recipe.weights_sha256[:12]}…")
-    digest = file_sha256(path)
-    if digest != recipe.weights_sha256:
-        raise WeightsError(
-            f"{path} has SHA-256 {digest[:12]}…, expected {recipe.weights_sha256[:12]}…: the weights have"
-            " changed since the vectors were made; put back the old file or extract anew with --overwrite"
-        )
 
 
 def _load_custom(keras: Any, recipe: Recipe) -> Any:
     path = Path(recipe.weights_path)
-    _check_digest(path, recipe)
+    check_digest(path, recipe.weights_sha256)
     try:
         model = keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:
@@ -336,14 +329,14 @@ def _feature_maps(keras: Any, backbone: Any, recipe: Recipe) -> Any:
     outputs = []
     for layer in recipe.layers:
         if layer == LAST:
-            outputs.append(backbone.output)
+            outputs += backbone.outputs
         elif layer in names:
             outputs.append(backbone.get_layer(names[layer]).output)
         else:
             raise UsageError(f"{recipe.backbone} has no layer {layer!r}; {closest(layer, [LAST, *names])}")
     if any(isinstance(output, (list, dict)) for output in outputs):
         raise UsageError(f"layers {list(recipe.layers)} of {recipe.backbone} have several outputs; choose others")
-    return keras.Model(backbone.input, outputs)
+    return keras.Model(backbone.inputs, outputs)
 
 
 def _pool(keras: Any, feature_map: Any, pooling: str) -> Any:

@@ -1,5 +1,6 @@
 """What an extraction starts from: the rows that earlier runs left, and what is still to do."""
 
+import contextlib
 import hashlib
 import shutil
 from pathlib import Path
@@ -8,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ImageError, RecipeMismatchError, StoreError
+from pipeline.errors import ImageError, RecipeMismatchError, StoreError, UsageError
 from pipeline.features.engines import Encoder
 from pipeline.features.recipe import Recipe
-from pipeline.features.store import FeatureStore, Index, write_part
+from pipeline.features.store import FeatureStore, Index, is_hdf5, write_part
 from pipeline.images.decode import load_pixels, read_bytes
 from pipeline.images.manifest import Manifest
 
@@ -60,7 +61,9 @@ class Parts:
 
     def _add(self, path: Path, *, is_target: bool, dtype: str, overwrite: bool) -> None:
         if overwrite and is_target:
-            return  # whatever it is, it stays in place until the new file is complete
+            if path.stat().st_size and not is_hdf5(path):
+                raise UsageError(f"{path} is no feature file, so it is not overwritten; choose another --out")
+            return  # sound or damaged, it stays in place until the new file is complete
         store = FeatureStore(path)
         if not self.recipe.same_as(store.recipe):
             store.close()
@@ -99,7 +102,11 @@ class Parts:
         except OSError as error:
             raise StoreError(f"cannot make the folder {self.folder}: {error.strerror}; make space") from error
         path = self.folder / f"part-{self._number:06d}.h5"
-        write_part(path, index, vectors)
+        try:
+            write_part(path, index, vectors)
+        finally:
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()  # goes only when it is empty: nothing could be written
         self._number += 1
         self.sources.append(FeatureStore(path))
         return len(self.sources) - 1
@@ -122,8 +129,8 @@ class Plan:
     ----------
     found : list of Found or None
         For each image of the manifest; None while it is to do.
-    dropped : int
-        Images of the finished file that the manifest no longer has.
+    old, dropped : int
+        Images of the finished file, and those of them that the manifest no longer has.
     """
 
     def __init__(self, manifest: Manifest, parts: Parts) -> None:
@@ -134,6 +141,7 @@ class Plan:
             self._learn(number, store.index)
         finished = parts.finished.index if parts.finished else None
         old = {*finished.paths, *(row.path for row in finished.skipped)} if finished else set()
+        self.old = len(old)
         self.dropped = len(old.difference(manifest.paths))
         self.found: list[Found | None] = [self._untouched(i) for i in range(len(manifest))]
 

@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,7 +112,7 @@ class Recipe:
         pooling : {"avg", "max", "flatten"}
             How a feature map becomes a vector.
         size : int or None
-            Pixels; None for the backbone's own size (a ``.keras`` model needs one).
+            Pixels; None for the backbone's own size (a ``.keras`` model of open size needs one).
         resize : {"squash", "crop", "pad"}
             How a photograph becomes a square.
         precision : {"float32", "bfloat16", "float16"}
@@ -172,6 +174,7 @@ class Recipe:
         _refuse_weights(path, weights)
         if not path.is_file():
             raise UsageError(f"there is no model {str(path)!r}; check the path")
+        size = size or _size_in(path)
         if size is None:
             raise UsageError(f"the input size of {path.name} must be said; give --size PX")
         return cls(CUSTOM, FILE, file_sha256(path), size=size, weights_path=str(path.absolute()), **common)
@@ -271,6 +274,17 @@ class Recipe:
             f"{name}{layers} {self.pooling}-pooled at {self.size} px {self.resize}{precision},"
             f" weights {self.weights}{digest}"
         )
+
+
+def _size_in(path: Path) -> int | None:
+    """Read the side of the square input from a .keras archive, None where it is open or hard to tell."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            config = archive.read("config.json").decode()
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None  # the engine, which loads the model, says what is wrong with it
+    shape = re.search(r'"batch_(?:input_)?shape": \[null, (\d+), (\d+), 3\]', config)
+    return int(shape[1]) if shape and shape[1] == shape[2] else None
 
 
 def _refuse_weights(path: Path, weights: str | os.PathLike[str]) -> None:

@@ -348,6 +348,12 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
     return problems
 
 
+def is_hdf5(path: Path) -> bool:
+    """Say whether a file begins as every HDF5 file does, damaged or not."""
+    with path.open("rb") as file:
+        return file.read(8) == b"\x89HDF\r\n\x1a\n"
+
+
 def _open(path: Path) -> h5py.File:
     # A look with Python's own open first: HDF5's messages hide the plain reasons.
     with path.open("rb"):
@@ -364,12 +370,12 @@ def _guard(path: Path) -> Iterator[None]:
         raise StoreError(
             f"cannot read the feature file {path}: {error.strerror}; make it with extract.py or check the path"
         ) from error
-    except IntegrityError as error:
-        raise IntegrityError(f"{path}: {error}") from error
+    except (IntegrityError, StoreError) as error:
+        raise type(error)(f"{path}: {error}") from error
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise IntegrityError(
-            f"{path} is damaged or no feature file ({' '.join(str(error).split())[:160]}); restore it from a"
-            " copy or extract anew with --overwrite"
+            f"{path} is damaged or no feature file ({type(error).__name__}: {' '.join(str(error).split())[:160]});"
+            " restore it from a copy or extract anew with --overwrite"
         ) from error
 
 
@@ -496,7 +502,7 @@ def _read_index(file: h5py.File) -> Index:
     if _decode(attributes.get("format", b"")) != FORMAT:
         raise IntegrityError(f"this HDF5 file is no feature file (attribute format is not {FORMAT!r})")
     if int(attributes["format_version"]) > FORMAT_VERSION:
-        raise IntegrityError(
+        raise StoreError(
             f"format version {attributes['format_version']} is newer than {FORMAT_VERSION}; upgrade twostage-features"
         )
     recipe = Recipe.from_json(_decode(attributes["recipe"]))

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 from pipeline.errors import UsageError, WeightsError
@@ -74,6 +75,18 @@ def file_sha256(path: Path) -> str:
         raise WeightsError(f"cannot read the weights {path}: {error.strerror}; check the path") from error
 
 
+def check_digest(path: Path, expected: str) -> None:
+    """Raise WeightsError unless a weights file is there and has the SHA-256 that is expected."""
+    if not path.is_file():
+        raise WeightsError(f"the weights {path} are gone; put back the file with SHA-256 {expected[:12]}…")
+    digest = file_sha256(path)
+    if digest != expected:
+        raise WeightsError(
+            f"{path} has SHA-256 {digest[:12]}…, expected {expected[:12]}…: the weights have changed since the vectors"
+            " were made; put back the old file or extract anew with --overwrite"
+        )
+
+
 def imagenet_file(backbone: Backbone, size: int) -> Path:
     """Return the published ImageNet weights of a backbone, let Keras download them when absent.
 
@@ -119,13 +132,14 @@ def _let_keras_download(backbone: Backbone, size: int) -> None:
     constructor = getattr(keras.applications, backbone.constructor)
     width = {} if backbone.alpha is None else {"alpha": backbone.alpha}
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # Keras reports its download on standard output
+        # Keras reports its download on standard output, and warns of sizes that have no weights of their own.
+        with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):
             constructor(weights=IMAGENET, include_top=False, input_shape=(size, size, 3), **width)
     except Exception as error:
         name = backbone.weights_name(size)
         raise WeightsError(
             f"the ImageNet weights of {backbone.name} are not on this machine and cannot be downloaded"
-            f" ({type(error).__name__}); put the file {name} into {_cache_folders()[0]},"
+            f" ({' '.join(str(error).split())}); put the file {name} into {_cache_folders()[0]},"
             " or name a local file with --weights FILE, or use --weights random"
         ) from error
     finally:

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import BundleError, IntegrityError, UsageError
+from pipeline.errors import BundleError, IntegrityError, UsageError, WeightsError
 from pipeline.features.engines import Encoder, Speed, make_encoder
 from pipeline.features.recipe import Recipe
 from pipeline.features.store import publish
+from pipeline.features.weights import FILE, check_digest
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.trees import check_trees
 from pipeline.images.decode import Source, load_pixels
@@ -41,7 +42,7 @@ TRUSTED_TYPES = (
 )
 
 
-@dataclass
+@dataclass(repr=False)
 class Bundle:
     """A trained classifier of images.
 
@@ -82,6 +83,9 @@ class Bundle:
     affine: AffineHead | None = field(default=None, repr=False, compare=False)
     _stored: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
     _encoders: dict[Speed, list[Encoder]] = field(default_factory=dict, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        return f"Bundle({self.head_name} {dict(self.params)} on {self.describe()}: {len(self.classes)} classes)"
 
     def __post_init__(self) -> None:
         if self.head is not None and self.affine is None:
@@ -174,6 +178,8 @@ class Bundle:
             If the head cannot be stored safely, or something else than a bundle is in the way.
         """
         target = Path(path)
+        if not target.name:
+            raise UsageError(f"{str(path)!r} names no folder; give one such as artifacts/photos.bundle")
         if target.exists() and not (target / DESCRIPTION).is_file() and (target.is_file() or any(target.iterdir())):
             raise BundleError(f"{target} exists and is no bundle; choose another --out")
         try:
@@ -245,6 +251,26 @@ class Bundle:
             raise IntegrityError(
                 f"{folder / DESCRIPTION} does not describe a bundle ({error}); train it anew"
             ) from error
+
+
+def verify_bundle(path: str | os.PathLike[str]) -> list[str]:
+    """Read a bundle through, and the weights file that it needs, and say what is wrong; empty for a sound one.
+
+    Raises
+    ------
+    BundleError
+        If there is no bundle, or it was made by a newer version.
+    """
+    problems = []
+    try:
+        bundle = Bundle.load(path)
+        bundle.estimator()
+        for recipe in bundle.recipes:
+            if recipe.weights_path and recipe.weights == FILE:
+                check_digest(Path(recipe.weights_path), recipe.weights_sha256)
+    except (IntegrityError, WeightsError) as error:
+        problems.append(str(error))
+    return problems
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

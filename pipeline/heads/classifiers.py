@@ -177,7 +177,7 @@ def make_head(name: str, params: Mapping[str, object] | None = None, seed: int =
     Parameters
     ----------
     name : str
-        ``"logreg"``, or ``"sklearn.ensemble.ExtraTreesClassifier"``, or ``"sklearn.naive_bayes:GaussianNB"``.
+        ``"logreg"``, or ``"sklearn.ensemble.ExtraTreesClassifier"``, or ``"sklearn.naive_bayes.GaussianNB"``.
     params : mapping of str to object, optional
         Parameters of the classifier by their plain names.
     seed : int
@@ -262,7 +262,7 @@ def _literal(text: str) -> object:
 
 
 def _import_classifier(path: str, seed: int) -> Any:
-    from sklearn.base import is_classifier
+    from sklearn.base import ClassifierMixin, is_classifier
 
     module, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
     if not module or not attribute:
@@ -274,9 +274,13 @@ def _import_classifier(path: str, seed: int) -> Any:
             f"cannot import the head {path!r} ({error}); expected the path of a scikit-learn classifier,"
             " such as sklearn.ensemble.ExtraTreesClassifier"
         ) from error
+    if not (isinstance(found, type) and issubclass(found, ClassifierMixin)):
+        raise UsageError(
+            f"{path!r} is no scikit-learn classifier; expected one, such as sklearn.naive_bayes.GaussianNB"
+        )
     try:
         classifier = found()
-        usable = isinstance(found, type) and is_classifier(classifier)
+        usable = is_classifier(classifier)
     except Exception as error:  # whatever the user named may fail in any way
         raise UsageError(
             f"cannot make the head {path!r} without arguments ({error}); expected a scikit-learn classifier"
@@ -284,7 +288,7 @@ def _import_classifier(path: str, seed: int) -> Any:
         ) from error
     if not usable:
         raise UsageError(
-            f"{path!r} is no scikit-learn classifier; expected one, such as sklearn.naive_bayes:GaussianNB"
+            f"{path!r} is no scikit-learn classifier; expected one, such as sklearn.naive_bayes.GaussianNB"
         )
     if "random_state" in classifier.get_params():
         classifier.set_params(random_state=seed)

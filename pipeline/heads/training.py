@@ -5,15 +5,16 @@ import importlib.metadata
 import os
 import platform
 import time
+import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import TrainingError, UsageError
+from pipeline.errors import PipelineError, TrainingError, UsageError, count_of
 from pipeline.features.store import FeatureStore
 from pipeline.heads.bundle import Bundle
 from pipeline.heads.classifiers import HEADS, make_head
@@ -55,7 +56,7 @@ class TrainingData:
         return np.flatnonzero(self.splits == split)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Report:
     """What a training found, as plain data.
 
@@ -104,10 +105,17 @@ class Report:
         """Return plain data, ready for JSON."""
         return asdict(self)
 
+    def __repr__(self) -> str:
+        return f"Report({self.head} {self.params}: accuracy {self.accuracy:.3f} on {self.scored_on})"
+
     def table(self, width: int = 80) -> str:
-        """Return the verdict, the per-class table and the confusions for a terminal."""
+        """Return the per-class table, the verdict and the confusions for a terminal."""
         metrics = self.metrics[self.scored_on]
-        return "\n".join([format_table(metrics, width), "", format_confusion(metrics, width)])
+        lines = [format_table(metrics, width)]
+        if "cross-validation" in self.metrics and self.scored_on != "cross-validation":
+            folded = self.metrics["cross-validation"]
+            lines.append(f"cross-validated accuracy {folded['accuracy']:.3f} on {folded['n']} training images")
+        return "\n".join([*lines, "", format_confusion(metrics, width)])
 
 
 def train_head(
@@ -121,7 +129,7 @@ def train_head(
 ) -> tuple[Bundle, Report]:
     """Fit on the training split, choose on validation, report on test.
 
-    A file without splits gets a stable, stratified hold-out, drawn from the hash of each path. The
+    A file without splits gets a stable hold-out, drawn class by class from the hash of each path. The
     strength of a head (the ``C`` of logreg, say) that is not given in `params` is chosen on the validation
     split, or by cross-validation inside the training split when `cv` is given.
 
@@ -162,16 +170,17 @@ def train_head(
     started = time.monotonic()
     train, validation = data.rows("train"), data.rows("validation")
     notes = list(data.notes)
+    smallest = _check_trainable(data, train, cv)
     if cv is None and not len(validation) and not len(data.rows("test")):
-        cv = DEFAULT_FOLDS
+        cv = min(DEFAULT_FOLDS, smallest)
         notes.append(f"every image is in the training split, so scores come from {cv} folds of it")
-    _check_trainable(data, train, cv)
     notes += [
         f"class {data.classes[label]!r} has no training image and is never predicted"
         for label in sorted(set(range(len(data.classes))) - set(data.y[train].tolist()))
     ]
-    chosen = _choose(data, head, params, cv, seed, progress)
-    fitted = chosen.fitted or _fit(data, make_head(head, chosen.params, seed), train, validation)
+    with _told(head) as warned:
+        chosen = _choose(data, head, params, cv, seed, progress)
+        fitted = chosen.fitted or _fit(data, make_head(head, chosen.params, seed), train, validation)
     majority = int(np.bincount(data.y[train]).argmax())
     metrics = {}
     for split in ("validation", "test"):
@@ -184,6 +193,9 @@ def train_head(
     scored_on = next(name for name in ("test", "validation", "cross-validation") if name in metrics)
     if scored_on == chosen.chosen_on == "validation":
         notes.append("the validation images also chose the parameters, so this score is a little too good")
+    elif scored_on == "validation" and hasattr(fitted[-1], "keras_model"):
+        notes.append("the validation images also chose when to stop, so this score is a little too good")
+    notes += sorted(warned)
     recipes = [store.recipe for store in data.stores]
     provenance = {
         "seed": seed,
@@ -229,6 +241,9 @@ def load_training_data(features: Features | Sequence[Features], seed: int = 0) -
     given: list[Any] = list(features) if isinstance(features, (list, tuple)) else [features]
     if not given:
         raise UsageError("no feature file was given; name at least one")
+    names = [os.path.realpath(each.path if isinstance(each, FeatureStore) else each) for each in given]
+    if len(set(names)) < len(names):
+        raise UsageError("a feature file was given twice; give it once")
     stores = tuple(each if isinstance(each, FeatureStore) else FeatureStore(each) for each in given)
     first = stores[0]
     notes: list[str] = []
@@ -298,7 +313,30 @@ def _joined_rows(stores: Sequence[FeatureStore], notes: list[str]) -> list[NDArr
     return joined
 
 
-def _check_trainable(data: TrainingData, train: NDArray[np.int64], cv: int | None) -> None:
+@contextlib.contextmanager
+def _told(head: str) -> Iterator[set[str]]:
+    """Turn what scikit-learn raises while fitting into this package's errors, and its warnings into notes."""
+    from sklearn.utils._param_validation import InvalidParameterError
+
+    notes: set[str] = set()
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield notes
+        notes.update(f"{head}: {str(each.message).strip().splitlines()[0]}" for each in caught)
+    except PipelineError:
+        raise
+    except InvalidParameterError as error:
+        raise UsageError(f"head {head!r}: {' '.join(str(error).split())}") from error
+    except (ValueError, TypeError, FloatingPointError, np.linalg.LinAlgError) as error:
+        raise TrainingError(
+            f"head {head!r} cannot be fitted on these vectors ({' '.join(str(error).split())[:200]}); change its"
+            " parameters or choose another --head"
+        ) from error
+
+
+def _check_trainable(data: TrainingData, train: NDArray[np.int64], cv: int | None) -> int:
+    """Return the number of training units (groups, or images) of the rarest class."""
     counts = Counter(data.y[train].tolist())
     if not counts:
         raise TrainingError("the training split is empty; check the split column or the folder names")
@@ -307,11 +345,21 @@ def _check_trainable(data: TrainingData, train: NDArray[np.int64], cv: int | Non
         raise TrainingError(f"all training images are of the class {only!r}; a classifier needs at least two classes")
     if cv is not None and cv < 2:
         raise UsageError(f"cv {cv} makes no folds; give 2 or more")
-    if cv is not None and min(counts.values()) < cv:
-        name = data.classes[min(counts, key=lambda label: counts[label])]
+    # An image of a group counts with its group, which no fold may cut.
+    units = {(label, group or row) for row, label, group in _rows_with_groups(data, train)}
+    grouped = any(isinstance(unit, str) for _, unit in units)
+    rarest, smallest = min(Counter(label for label, _ in units).items(), key=lambda item: item[1])
+    needed = cv or (2 if len(train) == len(data.y) else 1)
+    if smallest < needed:
         raise TrainingError(
-            f"class {name!r} has {min(counts.values())} training images, fewer than the {cv} folds; give a smaller --cv"
+            f"class {data.classes[rarest]!r} has {count_of(smallest, 'training group' if grouped else 'training image')}, too few for"
+            f" {needed} folds; add images" + (", or leave out --cv" if cv else "")
         )
+    return smallest
+
+
+def _rows_with_groups(data: TrainingData, rows: NDArray[np.int64]) -> Iterator[tuple[int, int, str]]:
+    return zip(rows.tolist(), data.y[rows].tolist(), data.groups[rows].tolist(), strict=True)
 
 
 @dataclass(frozen=True)

@@ -414,6 +414,9 @@ def _columns(table: Path, header: Sequence[str]) -> dict[str, int]:
 
 def _row(number: int, cells: Mapping[str, Any]) -> _Row:
     texts = {name: _text(value) for name, value in cells.items()}
+    for name, text in texts.items():
+        if name != "path" and not text.isprintable() and any("\udc80" <= letter <= "\udcff" for letter in text):
+            raise ManifestError(f"row {number} has the {name} {text!r}, which is not UTF-8: save the table as UTF-8")
     # A file name may begin or end with a space, the other columns do not.
     return _Row(number, **{name: text if name == "path" else text.strip() for name, text in texts.items()})
 
@@ -519,6 +522,14 @@ def _find(scan: _Scan) -> list[_Image]:
     folders, loose = scan.entries()
     split_of = {name: _SPLIT_OF_FOLDER[name.lower()] for name in folders if name.lower() in _SPLIT_OF_FOLDER}
     below = {name: scan.images_below(name) for name in folders if name not in split_of}
+    if any(below.values()) and len(set(split_of.values())) == 1:
+        for name in split_of:
+            if any(scan.images_below(inner) for inner in scan.entries(name)[0]):
+                raise ManifestError(
+                    f"{str(scan.root)!r} has {name!r}, a split with class folders, beside the folders"
+                    f" {', '.join(repr(other) for other, images in below.items() if images)}: call these train,"
+                    " validation or test, or move them away"
+                )
     if not split_of or (any(below.values()) and len(set(split_of.values())) == 1):
         return _labelled(scan, below | {name: scan.images_below(name) for name in split_of}, loose, "")
     scan.left_out[_KIND_EMPTY] += sum(not images for images in below.values())
