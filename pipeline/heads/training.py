@@ -347,13 +347,13 @@ def _check_trainable(data: TrainingData, train: NDArray[np.int64], cv: int | Non
         raise UsageError(f"cv {cv} makes no folds; give 2 or more")
     # An image of a group counts with its group, which no fold may cut.
     units = {(label, group or row) for row, label, group in _rows_with_groups(data, train)}
-    grouped = any(isinstance(unit, str) for _, unit in units)
+    unit = "training group" if any(isinstance(unit, str) for _, unit in units) else "training image"
     rarest, smallest = min(Counter(label for label, _ in units).items(), key=lambda item: item[1])
     needed = cv or (2 if len(train) == len(data.y) else 1)
     if smallest < needed:
         raise TrainingError(
-            f"class {data.classes[rarest]!r} has {count_of(smallest, 'training group' if grouped else 'training image')}, too few for"
-            f" {needed} folds; add images" + (", or leave out --cv" if cv else "")
+            f"class {data.classes[rarest]!r} has {count_of(smallest, unit)}, too few for {needed} folds; add images"
+            + (", or leave out --cv" if cv else "")
         )
     return smallest
 
