@@ -26,6 +26,9 @@ MODULES = {
     "EfficientNetV2": "efficientnet_v2", "ConvNeXt": "convnext",
 }  # fmt: skip
 
+# With random weights these two amplify rounding: Keras' own float32 is 2.8e-4 away from its float64 (M).
+ROUNDING = {"efficientnetv2m": 3e-4, "efficientnetv2l": 3e-4}
+
 PARAMETERS = [
     pytest.param(row, marks=() if name in QUICK else pytest.mark.slow, id=name) for name, row in BACKBONES.items()
 ]
@@ -99,7 +102,7 @@ def test_vectors_equal_keras(row, tmp_path):
     assert np.isfinite(ours).all()
     assert np.ptp(ours, axis=0).max() > 0, "all images got the same vector"
     converted = OpenVinoEncoder(recipe, batch_size=4).encode(pixels)
-    assert np.abs(converted - theirs).max() <= 1e-4 * np.abs(theirs).max()
+    assert np.abs(converted - theirs).max() <= ROUNDING.get(row.name, 1e-4) * np.abs(theirs).max()
 
 
 @rows

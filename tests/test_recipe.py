@@ -317,8 +317,8 @@ def test_engines_and_versions():
         make_encoder(recipe, Speed(batch_size=0))
     with pytest.raises(EngineError, match=r"made with versions .* install the old twostage-features or extract anew"):
         make_encoder(dataclasses.replace(recipe, versions={"pixels": 0}))
-    assert make_encoder(recipe).batch_size == 32
-    assert make_encoder(dataclasses.replace(recipe, size=448)).batch_size == 8
+    assert make_encoder(recipe, Speed("keras")).batch_size == 32
+    assert make_encoder(dataclasses.replace(recipe, size=448), Speed("keras")).batch_size == 8
 
 
 def test_mixed_precision_of_the_host_program_changes_nothing():

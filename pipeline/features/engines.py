@@ -13,7 +13,9 @@ from pipeline.errors import EngineError, UsageError, closest
 from pipeline.features.recipe import VERSIONS, Recipe
 
 AUTO = "auto"
-_BATCH_PIXELS = 32 * 224 * 224  # 32 photographs of the common size: more gains no speed on a processor
+# Images of 224 pixels per batch; measured with scripts/benchmark.py, more gains no speed on a processor.
+_BATCH = {"keras": 32, "openvino": 64}
+_MOST = 1024
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,9 @@ def make_encoder(recipe: Recipe, speed: Speed = Speed()) -> Encoder:
             f"these vectors were made with versions {dict(recipe.versions)} of the pixel and vector code, this package"
             f" has {VERSIONS}; install the old twostage-features or extract anew with --overwrite"
         )
-    most = max(1, 32 * _BATCH_PIXELS // recipe.size**2)
+    engine = choose_engine() if speed.engine == AUTO else speed.engine
+    most = max(1, _MOST * 224**2 // recipe.size**2)
     if speed.batch_size and speed.batch_size > most:
         raise UsageError(f"batch size {speed.batch_size} needs too much memory at {recipe.size} px; give 1 to {most}")
-    batch_size = speed.batch_size or max(1, min(32, _BATCH_PIXELS // recipe.size**2))
-    return ENGINES[choose_engine() if speed.engine == AUTO else speed.engine](recipe, batch_size)
+    batch_size = speed.batch_size or max(1, min(_BATCH[engine], _BATCH[engine] * 224**2 // recipe.size**2))
+    return ENGINES[engine](recipe, batch_size)

@@ -28,7 +28,7 @@ from pipeline.features.recipe import Recipe
 CACHE_VARIABLE = "TWOSTAGE_CACHE"
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 _FILES = ("model.xml", "model.bin")
-_REQUESTS = 4  # forward passes that one call is cut into, so that all streams have work
+_REQUESTS = 16  # forward passes that one call is cut into: small ones stay in the processor's cache
 
 
 class OpenVinoEncoder:
@@ -39,7 +39,7 @@ class OpenVinoEncoder:
     recipe : Recipe
         What to compute; its network is converted when the cache does not have it.
     batch_size : int
-        Images per call of `encode` that keep all cores busy; each forward pass takes a quarter.
+        Images per call of `encode` that keep all cores busy; a forward pass takes a sixteenth.
         Short ones are filled up, so that there is one shape, and a row's vector does not
         depend on its neighbours.
 
