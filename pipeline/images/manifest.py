@@ -5,44 +5,18 @@
 (('b.jpg', 'a.jpg'), (-1, -1))
 """
 
-import csv
-import errno
 import os
 import stat
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath, PurePosixPath
-from typing import Any, NamedTuple
+from pathlib import Path, PurePath
 
 from pipeline.errors import ManifestError
-from pipeline.images.decode import SUFFIXES
+from pipeline.images.scan import SPLIT_OF_FOLDER, FoundImage, Scan, find_images, nothing_found
 from pipeline.images.splits import SPLITS
+from pipeline.images.tables import READERS, Row
 
 __all__ = ["Manifest"]
-
-_SPLIT_OF_FOLDER = {
-    "train": "train",
-    "training": "train",
-    "validation": "validation",
-    "val": "validation",
-    "valid": "validation",
-    "test": "test",
-    "testing": "test",
-}
-_HIDDEN = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
-_COLUMNS = ("path", "label", "split", "group")
-
-# Kinds of things that a folder scan passes over.
-_KIND_HIDDEN = "hidden"
-_KIND_NAME = "not an image name"
-_KIND_SPECIAL = "not a regular file"
-_KIND_BROKEN = "broken link"
-_KIND_LOOP = "symlink loop"
-_KIND_UNREADABLE = "cannot be read"
-_KIND_EMPTY = "folder without images"
-_KIND_LOOSE = "image beside the class folders"
-_KIND_BESIDE = "image beside the split folders"
 
 
 @dataclass(frozen=True)
@@ -194,7 +168,7 @@ class Manifest:
         >>> len(Manifest.from_paths(["a.jpg", "../b.jpg"]))
         2
         """
-        rows = [_Row(number, os.fspath(path)) for number, path in enumerate(paths, start=1)]
+        rows = [Row(number, os.fspath(path)) for number, path in enumerate(paths, start=1)]
         if not rows:
             raise ManifestError("the list of paths is empty: give at least one image")
         return cls._from_rows(rows, Path.cwd(), "the list of paths")
@@ -233,7 +207,7 @@ class Manifest:
         (1, 0, -1)
         """
         table = Path(path)
-        reader = _READERS.get(table.suffix.lower())
+        reader = READERS.get(table.suffix.lower())
         if not stat.S_ISREG(_mode_of(table)) or reader is None:
             raise ManifestError(f"{str(table)!r} is no table: give a folder, a .csv or a .parquet file")
         rows = list(reader(table))
@@ -242,7 +216,7 @@ class Manifest:
         return cls._from_rows(rows, table.absolute().parent, repr(str(table)))
 
     @classmethod
-    def _from_rows(cls, rows: Sequence["_Row"], root: Path, where: str) -> "Manifest":
+    def _from_rows(cls, rows: Sequence["Row"], root: Path, where: str) -> "Manifest":
         row_of: dict[str, int] = {}
         splits = []
         for row in rows:
@@ -254,12 +228,12 @@ class Manifest:
                     f"rows {row_of[path]} and {row.number} of {where} have the same path {path!r}: keep one"
                 )
             row_of[path] = row.number
-            if row.split and row.split.lower() not in _SPLIT_OF_FOLDER:
+            if row.split and row.split.lower() not in SPLIT_OF_FOLDER:
                 raise ManifestError(
                     f"row {row.number} of {where} has the unknown split {row.split!r}: "
                     f"use {', '.join(SPLITS)} or nothing"
                 )
-            splits.append(_SPLIT_OF_FOLDER.get(row.split.lower(), ""))
+            splits.append(SPLIT_OF_FOLDER.get(row.split.lower(), ""))
         classes, labels = _indexed(row.label for row in rows)
         groups = tuple(row.group for row in rows)
         return cls(root, tuple(row_of), labels, classes, tuple(splits), groups)
@@ -309,11 +283,11 @@ class Manifest:
         if not stat.S_ISDIR(_mode_of(folder)):
             raise ManifestError(f"{os.fspath(folder)!r} is not a folder: give the folder of the images")
         root = Path(folder).absolute()
-        scan = _Scan(root)
-        images = _find(scan) if labelled else [_Image(path, "", "") for path in scan.images_below("")]
+        scan = Scan(root)
+        images = find_images(scan) if labelled else [FoundImage(path, "", "") for path in scan.images_below("")]
         found = sorted(images, key=lambda image: os.fsencode(image.path))
         if not found:
-            raise ManifestError(_nothing_found(scan))
+            raise ManifestError(nothing_found(scan))
         classes, labels = _indexed(image.label for image in found)
         return cls(
             root,
@@ -345,217 +319,3 @@ def _indexed(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[int, ...]]:
     classes = tuple(sorted(set(listed) - {""}))
     index = {name: number for number, name in enumerate(classes)} | {"": -1}
     return classes, tuple(index[name] for name in listed)
-
-
-# Tables
-
-
-class _Row(NamedTuple):
-    number: int  # as messages call it
-    path: str
-    label: str = ""
-    split: str = ""
-    group: str = ""
-
-
-def _csv_rows(table: Path) -> Iterator[_Row]:
-    try:
-        with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.reader(file)
-            header = next(reader, [])
-            columns = _columns(table, header)
-            for number, cells in enumerate(reader, start=2):
-                if any(cells[len(header) :]):
-                    raise ManifestError(
-                        f"row {number} of {str(table)!r} has {len(cells)} cells, the header has {len(header)}: "
-                        "put values that hold a comma in double quotes"
-                    )
-                if cells:
-                    cells += [""] * (len(header) - len(cells))
-                    yield _row(number, {name: cells[column] for name, column in columns.items()})
-    except (OSError, csv.Error) as error:
-        raise ManifestError(f"{str(table)!r} cannot be read as CSV: {error}") from error
-
-
-def _parquet_rows(table: Path) -> Iterator[_Row]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with table.open("rb") as file:
-            parquet = pyarrow.parquet.ParquetFile(file)
-            header = parquet.schema_arrow.names
-            columns = _columns(table, header)
-            number = 0
-            for batch in parquet.iter_batches(columns=[header[column] for column in columns.values()]):
-                values = {name: batch.column(header[column]).to_pylist() for name, column in columns.items()}
-                for cells in zip(*values.values(), strict=True):
-                    number += 1
-                    yield _row(number, dict(zip(values, cells, strict=True)))
-    except (OSError, pyarrow.ArrowException) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ManifestError(f"{str(table)!r} cannot be read as Parquet: {first}") from error
-
-
-_READERS = {".csv": _csv_rows, ".parquet": _parquet_rows}
-
-
-def _columns(table: Path, header: Sequence[str]) -> dict[str, int]:
-    """Which of our columns is where; spaces and case of the header do not matter."""
-    names = [name.strip().lower() for name in header]
-    twice = [name for name in _COLUMNS if names.count(name) > 1]
-    if "path" not in names or twice:
-        problem = f"has the column {twice[0]!r} twice" if twice else "has no column 'path'"
-        raise ManifestError(
-            f"{str(table)!r} {problem}: expected path[,label][,split][,group], found {','.join(header)!r}"
-        )
-    return {name: names.index(name) for name in _COLUMNS if name in names}
-
-
-def _row(number: int, cells: Mapping[str, Any]) -> _Row:
-    texts = {name: _text(value) for name, value in cells.items()}
-    for name, text in texts.items():
-        if name != "path" and not text.isprintable() and any("\udc80" <= letter <= "\udcff" for letter in text):
-            raise ManifestError(f"row {number} has the {name} {text!r}, which is not UTF-8: save the table as UTF-8")
-    # A file name may begin or end with a space, the other columns do not.
-    return _Row(number, **{name: text if name == "path" else text.strip() for name, text in texts.items()})
-
-
-def _text(value: object) -> str:
-    if value is None or value != value:  # NaN, pandas' way to write "nothing"
-        return ""
-    if isinstance(value, float) and value.is_integer():  # what pandas makes of integers beside a NaN
-        return str(int(value))
-    return os.fsdecode(value) if isinstance(value, bytes) else str(value)
-
-
-# Folders
-
-
-class _Image(NamedTuple):
-    path: str
-    label: str
-    split: str
-
-
-class _Scan:
-    """Lists folders below a root and counts what is no image."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.left_out: Counter[str] = Counter()
-        self.suffixes: Counter[str] = Counter()
-
-    def counts(self) -> dict[str, int]:
-        """Return how much was left out, by kind."""
-        return {kind: count for kind, count in sorted(self.left_out.items()) if count}
-
-    def entries(self, relative: str = "") -> tuple[list[str], list[str]]:
-        """Relative paths of the folders and images right inside a folder, sorted."""
-        folders, images = [], []
-        prefix = f"{relative}/" if relative else ""
-        try:
-            with os.scandir(self.root / relative) as entries:
-                for entry in entries:
-                    kind = self._kind(entry)
-                    if kind == "folder":
-                        folders.append(prefix + entry.name)
-                    elif kind == "image":
-                        images.append(prefix + entry.name)
-                    else:
-                        self.left_out[kind] += 1
-        except OSError as error:
-            if not relative:
-                raise ManifestError(
-                    f"{str(self.root)!r} cannot be read: {error.strerror}; check its permissions"
-                ) from error
-            self.left_out[_KIND_UNREADABLE] += 1
-        return sorted(folders), images
-
-    def _kind(self, entry: "os.DirEntry[str]") -> str:
-        """Type of an entry; the folder listing knows it, only a link costs a look at its target."""
-        name = entry.name
-        if name.startswith(".") or name.lower() in _HIDDEN:
-            return _KIND_HIDDEN
-        try:
-            if entry.is_dir():
-                return "folder"
-            if not entry.is_file():
-                broken = entry.is_symlink() and not Path(entry.path).exists()
-                return _KIND_BROKEN if broken else _KIND_SPECIAL
-        except OSError as error:
-            return _KIND_LOOP if error.errno == errno.ELOOP else _KIND_UNREADABLE
-        suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 (a Path for each file takes seconds)
-        if suffix in SUFFIXES:
-            return "image"
-        self.suffixes[suffix or "no suffix"] += 1
-        return _KIND_NAME
-
-    def images_below(self, folder: str) -> list[str]:
-        """All images at any depth below a folder; a link back to a folder above is a loop."""
-        parents = ["", *(folder[:at] for at, letter in enumerate(folder) if letter == "/")] if folder else []
-        waiting = [(folder, frozenset(self._identity(parent) for parent in parents))]
-        found: list[str] = []
-        while waiting:
-            folder, above = waiting.pop()
-            identity = self._identity(folder)
-            if identity is None:
-                self.left_out[_KIND_UNREADABLE] += 1
-            elif identity in above:
-                self.left_out[_KIND_LOOP] += 1
-            else:
-                folders, images = self.entries(folder)
-                found += images
-                waiting += [(name, above | {identity}) for name in folders]
-        return found
-
-    def _identity(self, relative: str) -> tuple[int, int] | None:
-        try:
-            status = (self.root / relative).stat()
-        except OSError:
-            return None
-        return status.st_dev, status.st_ino
-
-
-def _find(scan: _Scan) -> list[_Image]:
-    """Tell the layout from the names of the topmost folders and from where images are."""
-    folders, loose = scan.entries()
-    split_of = {name: _SPLIT_OF_FOLDER[name.lower()] for name in folders if name.lower() in _SPLIT_OF_FOLDER}
-    below = {name: scan.images_below(name) for name in folders if name not in split_of}
-    if any(below.values()) and len(set(split_of.values())) == 1:
-        for name in split_of:
-            if any(scan.images_below(inner) for inner in scan.entries(name)[0]):
-                raise ManifestError(
-                    f"{str(scan.root)!r} has {name!r}, a split with class folders, beside the folders"
-                    f" {', '.join(repr(other) for other, images in below.items() if images)}: call these train,"
-                    " validation or test, or move them away"
-                )
-    if not split_of or (any(below.values()) and len(set(split_of.values())) == 1):
-        return _labelled(scan, below | {name: scan.images_below(name) for name in split_of}, loose, "")
-    scan.left_out[_KIND_EMPTY] += sum(not images for images in below.values())
-    scan.left_out[_KIND_BESIDE] += len(loose) + sum(map(len, below.values()))
-    found = []
-    for folder, split in split_of.items():
-        folders, loose = scan.entries(folder)
-        found += _labelled(scan, {name: scan.images_below(name) for name in folders}, loose, split)
-    return found
-
-
-def _labelled(scan: _Scan, below: Mapping[str, list[str]], loose: list[str], split: str) -> list[_Image]:
-    """Label images by the folder they are below; loose ones count only where there is no such folder."""
-    scan.left_out[_KIND_EMPTY] += sum(not images for images in below.values())
-    found = [_Image(path, PurePosixPath(folder).name, split) for folder, images in below.items() for path in images]
-    if not found:
-        return [_Image(path, "", split) for path in loose]
-    scan.left_out[_KIND_LOOSE] += len(loose)
-    return found
-
-
-def _nothing_found(scan: _Scan) -> str:
-    suffixes = ", ".join(f"{suffix} {count}" for suffix, count in scan.suffixes.most_common(5))
-    details = {_KIND_NAME: f" ({suffixes})"}
-    there = ", ".join(f"{count} {kind}{details.get(kind, '')}" for kind, count in scan.counts().items())
-    return (
-        f"no images in {str(scan.root)!r}: looked for {' '.join(sorted(SUFFIXES))} at any depth, "
-        f"found {there or 'an empty folder'}"
-    )

@@ -1,0 +1,165 @@
+"""Which images a folder holds, and what its layout says of their labels and splits."""
+
+import errno
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from pipeline.errors import ManifestError
+from pipeline.images.decode import SUFFIXES
+
+SPLIT_OF_FOLDER = {
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "test": "test",
+    "testing": "test",
+}
+_HIDDEN = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+
+# Kinds of things that a folder scan passes over.
+_KIND_HIDDEN = "hidden"
+_KIND_NAME = "not an image name"
+_KIND_SPECIAL = "not a regular file"
+_KIND_BROKEN = "broken link"
+_KIND_LOOP = "symlink loop"
+_KIND_UNREADABLE = "cannot be read"
+_KIND_EMPTY = "folder without images"
+_KIND_LOOSE = "image beside the class folders"
+_KIND_BESIDE = "image beside the split folders"
+
+
+class FoundImage(NamedTuple):
+    """An image of a folder: its relative path, its class and its split, "" where there is none."""
+
+    path: str
+    label: str
+    split: str
+
+
+class Scan:
+    """Lists folders below a root and counts what is no image."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.left_out: Counter[str] = Counter()
+        self.suffixes: Counter[str] = Counter()
+
+    def counts(self) -> dict[str, int]:
+        """Return how much was left out, by kind."""
+        return {kind: count for kind, count in sorted(self.left_out.items()) if count}
+
+    def entries(self, relative: str = "") -> tuple[list[str], list[str]]:
+        """Relative paths of the folders and images right inside a folder, sorted."""
+        folders, images = [], []
+        prefix = f"{relative}/" if relative else ""
+        try:
+            with os.scandir(self.root / relative) as entries:
+                for entry in entries:
+                    kind = self._kind(entry)
+                    if kind == "folder":
+                        folders.append(prefix + entry.name)
+                    elif kind == "image":
+                        images.append(prefix + entry.name)
+                    else:
+                        self.left_out[kind] += 1
+        except OSError as error:
+            if not relative:
+                raise ManifestError(
+                    f"{str(self.root)!r} cannot be read: {error.strerror}; check its permissions"
+                ) from error
+            self.left_out[_KIND_UNREADABLE] += 1
+        return sorted(folders), images
+
+    def _kind(self, entry: "os.DirEntry[str]") -> str:
+        """Type of an entry; the folder listing knows it, only a link costs a look at its target."""
+        name = entry.name
+        if name.startswith(".") or name.lower() in _HIDDEN:
+            return _KIND_HIDDEN
+        try:
+            if entry.is_dir():
+                return "folder"
+            if not entry.is_file():
+                broken = entry.is_symlink() and not Path(entry.path).exists()
+                return _KIND_BROKEN if broken else _KIND_SPECIAL
+        except OSError as error:
+            return _KIND_LOOP if error.errno == errno.ELOOP else _KIND_UNREADABLE
+        suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 (a Path for each file takes seconds)
+        if suffix in SUFFIXES:
+            return "image"
+        self.suffixes[suffix or "no suffix"] += 1
+        return _KIND_NAME
+
+    def images_below(self, folder: str) -> list[str]:
+        """All images at any depth below a folder; a link back to a folder above is a loop."""
+        parents = ["", *(folder[:at] for at, letter in enumerate(folder) if letter == "/")] if folder else []
+        waiting = [(folder, frozenset(self._identity(parent) for parent in parents))]
+        found: list[str] = []
+        while waiting:
+            folder, above = waiting.pop()
+            identity = self._identity(folder)
+            if identity is None:
+                self.left_out[_KIND_UNREADABLE] += 1
+            elif identity in above:
+                self.left_out[_KIND_LOOP] += 1
+            else:
+                folders, images = self.entries(folder)
+                found += images
+                waiting += [(name, above | {identity}) for name in folders]
+        return found
+
+    def _identity(self, relative: str) -> tuple[int, int] | None:
+        try:
+            status = (self.root / relative).stat()
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
+
+def find_images(scan: Scan) -> list[FoundImage]:
+    """Tell the layout from the names of the topmost folders and from where images are."""
+    folders, loose = scan.entries()
+    split_of = {name: SPLIT_OF_FOLDER[name.lower()] for name in folders if name.lower() in SPLIT_OF_FOLDER}
+    below = {name: scan.images_below(name) for name in folders if name not in split_of}
+    if any(below.values()) and len(set(split_of.values())) == 1:
+        for name in split_of:
+            if any(scan.images_below(inner) for inner in scan.entries(name)[0]):
+                raise ManifestError(
+                    f"{str(scan.root)!r} has {name!r}, a split with class folders, beside the folders"
+                    f" {', '.join(repr(other) for other, images in below.items() if images)}: call these train,"
+                    " validation or test, or move them away"
+                )
+    if not split_of or (any(below.values()) and len(set(split_of.values())) == 1):
+        return _labelled(scan, below | {name: scan.images_below(name) for name in split_of}, loose, "")
+    scan.left_out[_KIND_EMPTY] += sum(not images for images in below.values())
+    scan.left_out[_KIND_BESIDE] += len(loose) + sum(map(len, below.values()))
+    found = []
+    for folder, split in split_of.items():
+        folders, loose = scan.entries(folder)
+        found += _labelled(scan, {name: scan.images_below(name) for name in folders}, loose, split)
+    return found
+
+
+def _labelled(scan: Scan, below: Mapping[str, list[str]], loose: list[str], split: str) -> list[FoundImage]:
+    """Label images by the folder they are below; loose ones count only where there is no such folder."""
+    scan.left_out[_KIND_EMPTY] += sum(not images for images in below.values())
+    found = [FoundImage(path, PurePosixPath(folder).name, split) for folder, images in below.items() for path in images]
+    if not found:
+        return [FoundImage(path, "", split) for path in loose]
+    scan.left_out[_KIND_LOOSE] += len(loose)
+    return found
+
+
+def nothing_found(scan: Scan) -> str:
+    """Say what was looked for in a folder without images, and what is there instead."""
+    suffixes = ", ".join(f"{suffix} {count}" for suffix, count in scan.suffixes.most_common(5))
+    details = {_KIND_NAME: f" ({suffixes})"}
+    there = ", ".join(f"{count} {kind}{details.get(kind, '')}" for kind, count in scan.counts().items())
+    return (
+        f"no images in {str(scan.root)!r}: looked for {' '.join(sorted(SUFFIXES))} at any depth, "
+        f"found {there or 'an empty folder'}"
+    )
