@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.errors import EngineError, UsageError, WeightsError, closest
 from pipeline.features.backbones import Backbone
 from pipeline.features.keras_runtime import load_keras
-from pipeline.features.pixels import check_pixels
+from pipeline.features.pixels import check_pixels, fill_up
 from pipeline.features.recipe import CUSTOM, LAST, Recipe
 from pipeline.features.weights import IMAGENET, check_digest, imagenet_file
 
@@ -95,9 +95,7 @@ class KerasEncoder:
         vectors = np.empty((len(pixels), self.dim), np.float32)
         for start in range(0, len(pixels), self.batch_size):
             batch = pixels[start : start + self.batch_size]
-            missing = self.batch_size - len(batch)
-            filled = np.pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else batch
-            vectors[start : start + len(batch)] = self._forward(filled).numpy()[: len(batch)]
+            vectors[start : start + len(batch)] = self._forward(fill_up(batch, self.batch_size)).numpy()[: len(batch)]
         return vectors
 
 

@@ -22,7 +22,7 @@ import platformdirs
 from numpy.typing import NDArray
 
 from pipeline.errors import EngineError
-from pipeline.features.pixels import check_pixels
+from pipeline.features.pixels import check_pixels, fill_up
 from pipeline.features.recipe import Recipe
 
 CACHE_VARIABLE = "TWOSTAGE_CACHE"
@@ -87,9 +87,7 @@ class OpenVinoEncoder:
         vectors = np.empty((len(pixels), self.dim), np.float32)
         for start in range(0, len(pixels), self._rows):
             batch = pixels[start : start + self._rows]
-            missing = self._rows - len(batch)
-            filled = np.pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else batch
-            self._queue.start_async(filled, vectors[start : start + len(batch)])
+            self._queue.start_async(fill_up(batch, self._rows), vectors[start : start + len(batch)])
         self._queue.wait_all()
         return vectors
 

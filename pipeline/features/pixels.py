@@ -13,3 +13,9 @@ def check_pixels(pixels: NDArray[np.uint8], size: int) -> None:
             f"pixels are {pixels.dtype} of shape {pixels.shape}, expected uint8 of shape (n, {size}, {size}, 3);"
             " resize them with pipeline.images"
         )
+
+
+def fill_up(batch: NDArray[np.uint8], rows: int) -> NDArray[np.uint8]:
+    """Return a batch of `rows` images, black ones added at the end; a full batch is returned as it is."""
+    missing = rows - len(batch)
+    return np.pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else batch
