@@ -24,6 +24,7 @@ from pipeline.features.recipe import Recipe
 from pipeline.features.store import publish
 from pipeline.features.weights import FILE, check_digest
 from pipeline.heads.affine import AffineHead
+from pipeline.heads.classifiers import class_probabilities
 from pipeline.heads.trees import check_trees
 from pipeline.images.decode import Source, load_pixels
 
@@ -64,6 +65,8 @@ class Bundle:
         The report of the training, as plain data.
     provenance : mapping of str to str
         Seed, versions, fingerprints.
+    average_views : bool
+        Predict from the mean probability over the views of the recipes instead of the plain picture alone.
 
     Examples
     --------
@@ -80,6 +83,7 @@ class Bundle:
     params: Mapping[str, Any] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    average_views: bool = False
     affine: AffineHead | None = field(default=None, repr=False, compare=False)
     _stored: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
     _encoders: dict[Speed, list[Encoder]] = field(default_factory=dict, repr=False, compare=False)
@@ -131,11 +135,7 @@ class Bundle:
             raise UsageError(
                 f"features have shape {features.shape}, expected (n, {sum(self.dims)}): vectors of {self.describe()}"
             )
-        full = np.zeros((len(features), len(self.classes)))
-        if len(features):
-            head = self.affine or self.estimator()
-            full[:, np.asarray(head.classes_, int)] = head.predict_proba(features)
-        return full
+        return class_probabilities(self.affine or self.estimator(), features, len(self.classes))
 
     def predict_proba(self, images: Source | Sequence[Source], speed: Speed = Speed()) -> NDArray[np.float64]:
         """Return the probability of each class for each image, float64 (n, number of classes).

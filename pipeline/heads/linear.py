@@ -1,11 +1,11 @@
 """Linear heads for a whole path of regularisation strengths, by NumPy alone.
 
 Neighbouring strengths have almost the same work to do: `Spectrum` decomposes the vectors once for every strength
-of ridge regression and of linear discriminant analysis, `logistic_path` starts each fit where the one before
+of ridge regression and of linear discriminant analysis, `LogisticPath` starts each fit where the one before
 ended. The results are the optima that scikit-learn finds, which the tests hold them to.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -46,6 +46,8 @@ class Spectrum:
         one_hot = np.eye(len(counts), dtype=X.dtype)[codes]
         self.sums: NDArray[np.float64] = (one_hot.T @ centred).astype(np.float64)  # of each class
         self.n, self.dim = X.shape
+        self.offsets = self.sums / counts[:, None]  # class means less the mean
+        self.means = self.offsets + self.mean
         if self.n >= self.dim:
             values, self.basis = np.linalg.eigh((centred.T @ centred).astype(np.float64))
         else:
@@ -81,15 +83,13 @@ class Spectrum:
         intercept : ndarray of float64, shape (k,), or (1,)
         """
         counts = self.shares * self.n
-        offsets = self.sums / counts[:, None]  # class means less the mean
-        within = self.total - float(np.sum(offsets**2 * counts[:, None]))
+        within = self.total - float(np.sum(self.offsets**2 * counts[:, None]))
         scale = (1.0 - shrinkage) / self.n
         ridge = max(shrinkage * within / self.n / self.dim, np.finfo(float).tiny) / scale
-        means = offsets + self.mean
-        near, far = self._solve(np.vstack([means, offsets]).T, ridge).T.reshape(2, *means.shape)
-        inner = np.diag(1.0 / counts) - offsets @ far.T
-        coef = (near + np.linalg.solve(inner, offsets @ near.T).T @ far) / scale
-        intercept = np.log(self.shares) - 0.5 * np.sum(means * coef, axis=1)
+        near, far = self._solve(np.vstack([self.means, self.offsets]).T, ridge).T.reshape(2, *self.means.shape)
+        inner = np.diag(1.0 / counts) - self.offsets @ far.T
+        coef = (near + np.linalg.solve(inner, self.offsets @ near.T).T @ far) / scale
+        intercept = np.log(self.shares) - 0.5 * np.sum(self.means * coef, axis=1)
         return (coef[1:] - coef[:1], intercept[1:] - intercept[:1]) if len(coef) == 2 else (coef, intercept)
 
     def _solve(self, right: NDArray[np.float64], ridge: float) -> NDArray[np.float64]:
@@ -185,7 +185,7 @@ class LogisticPath:
     def _descend(self, strength: float) -> None:
         value, gradient, doubt = self._objective(self.point, strength)
         pairs: list[tuple[Array, Array, float]] = []
-        for self.steps in range(_MAX_STEPS):  # noqa: B020 - how many steps it took is a result
+        for self.steps in range(_MAX_STEPS):
             step = -self._direction(gradient, pairs, strength, doubt)
             slope = float(np.vdot(gradient, step))
             if -slope <= self.tol * abs(value):
@@ -222,10 +222,3 @@ class LogisticPath:
         for (moved, turned, inverse), factor in zip(pairs, reversed(factors), strict=True):
             result += cast(factor - inverse * float(np.vdot(turned, result))) * moved
         return result
-
-
-def logistic_path(X: Array, codes: NDArray[np.integer], values: Sequence[float]) -> Iterator[tuple[float, Affine]]:
-    """Yield ``(C, (coef, intercept))`` from the strongest regularisation to the weakest."""
-    path = LogisticPath(X, codes)
-    for C in sorted(values):
-        yield C, path.fit(C)
