@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
 from pipeline.heads.evaluation import (
+    bootstrap_intervals,
     display_width,
     evaluate,
     format_confusion,
@@ -94,6 +95,7 @@ def test_what_always_holds(case):
     order = np.random.default_rng(0).permutation(len(y))
     shuffled = evaluate(y[order], p[order], classes, majority=majority)
     assert shuffled.pop("log_loss") == pytest.approx(metrics.pop("log_loss"))
+    shuffled.pop("intervals"), metrics.pop("intervals")  # other draws
     assert shuffled == metrics
 
 
@@ -182,7 +184,8 @@ def test_table_names_everything():
         "",
         "accuracy 0.600 on 5 images (95 % interval 0.231 to 0.882)",
         "majority baseline 0.400 (always b)",
-        "balanced accuracy 0.667   macro F1 0.611   log loss 1.013   top-3 1.000",
+        "balanced accuracy 0.667 (0.167 to 1.000)   macro F1 0.611 (0.133 to 1.000)",
+        "log loss 1.013 (0.485 to 1.694)   top-3 1.000",
     ]
 
 
@@ -256,3 +259,39 @@ def test_a_terminal_too_narrow_is_refused():
     for layout in (format_table, format_confusion):
         with pytest.raises(UsageError, match=r"width of 30 columns is too narrow.*at least 60"):
             layout(metrics, 30)
+
+
+def test_bootstrap_intervals_cover_about_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    covered = {"accuracy": 0, "balanced_accuracy": 0}
+    for _ in range(100):
+        y = rng.integers(0, 2, 150)
+        right = rng.random(150) < 0.8
+        p = np.eye(2)[np.where(right, y, 1 - y)] * 0.9 + 0.05
+        intervals = bootstrap_intervals(y, p, np.arange(150), resamples=200)
+        for name in covered:
+            low, high = intervals[name]
+            covered[name] += low <= 0.8 <= high
+    assert all(88 <= each <= 100 for each in covered.values()), covered
+
+
+def test_bootstrap_scores_are_those_of_scikit_learn():
+    """With one unit every draw is the data themselves."""
+    from sklearn.metrics import balanced_accuracy_score, f1_score, log_loss
+
+    rng = np.random.default_rng(1)
+    y, p = rng.integers(0, 3, 60), rng.dirichlet(np.ones(3), 60)
+    found = bootstrap_intervals(y, p, np.zeros(60, int), resamples=3)
+    assert found["balanced_accuracy"] == pytest.approx([balanced_accuracy_score(y, p.argmax(1))] * 2)
+    assert found["macro_f1"] == pytest.approx([f1_score(y, p.argmax(1), average="macro")] * 2)
+    assert found["log_loss"] == pytest.approx([log_loss(y, p)] * 2)
+
+
+def test_groups_make_intervals_wider():
+    rng = np.random.default_rng(2)
+    y = np.zeros(200, int)
+    right = np.repeat(rng.random(20) < 0.7, 10)
+    p = np.where(right[:, None], [0.9, 0.1], [0.1, 0.9])
+    alone = evaluate(y, p, ["a", "b"], majority=0)["accuracy_interval"]
+    grouped = evaluate(y, p, ["a", "b"], majority=0, units=np.repeat(np.arange(20), 10))["accuracy_interval"]
+    assert grouped[1] - grouped[0] > 2 * (alone[1] - alone[0])

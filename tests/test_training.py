@@ -147,10 +147,10 @@ def test_files_are_joined_by_image(tmp_path):
     )
     write_store(tmp_path / "2.h5", picked, [vectors[order]])
     data = load_training_data([first, tmp_path / "2.h5"])
-    assert data.X.shape == (80, 6)
+    assert data.X.shape == (80, 1, 6)
     kept = sorted(order)
-    np.testing.assert_array_equal(data.X[:, :4], first.features[kept])
-    np.testing.assert_array_equal(data.X[:, 4:], vectors[kept])
+    np.testing.assert_array_equal(data.X[:, 0, :4], first.features[kept])
+    np.testing.assert_array_equal(data.X[:, 0, 4:], vectors[kept])
     assert any("10 images of" in note and "not in every file" in note for note in data.notes)
     bundle, _ = train_head([first, tmp_path / "2.h5"])
     assert bundle.dims == (4, 2)
@@ -238,7 +238,7 @@ def test_a_dense_head_stops_early_on_validation(tmp_path):
     assert report.accuracy > 0.8
     data = load_training_data(store)
     rows = data.rows("validation")
-    probabilities = bundle.probabilities(data.X[rows])
+    probabilities = bundle.probabilities(data.X[rows, 0])
     log_loss = -np.log(probabilities[np.arange(len(rows)), data.y[rows]]).mean()
     assert log_loss == pytest.approx(min(report.history["val_loss"]), rel=1e-3), "not the best weights, or other rows"
 
@@ -246,7 +246,9 @@ def test_a_dense_head_stops_early_on_validation(tmp_path):
 def test_progress_counts_fits(tmp_path):
     seen = []
     _, report = train_head(make_store(tmp_path / "f.h5"), progress=lambda *each: seen.append(each))
-    assert seen == [(i + 1, len(report.candidates)) for i in range(len(report.candidates))]
+    fits = len(report.candidates)
+    assert [done for done, _ in seen] == list(range(1, fits + 1))
+    assert seen[-1] == (fits, fits)
 
 
 def test_clothes(data, tmp_path, monkeypatch):

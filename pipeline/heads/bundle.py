@@ -24,6 +24,7 @@ from pipeline.features.recipe import Recipe
 from pipeline.features.store import publish
 from pipeline.features.weights import FILE, check_digest
 from pipeline.heads.affine import AffineHead
+from pipeline.heads.archive import normalised
 from pipeline.heads.classifiers import class_probabilities
 from pipeline.heads.trees import check_trees
 from pipeline.images.decode import Source, load_pixels
@@ -328,7 +329,7 @@ def _write_head(head: Any, folder: Path) -> dict[str, Any]:
         last.save_weights(folder / WEIGHTS_FILE)
         description = {"keras": last.describe(), "keras_classes": [int(label) for label in last.classes_]}
         head = _with_last(head, "passthrough")
-    data = skops.io.dumps(head)
+    data = normalised(skops.io.dumps(head))
     if foreign := sorted(set(skops.io.get_untrusted_types(data=data)) - set(TRUSTED_TYPES)):
         raise BundleError(
             f"a {type(last).__name__} cannot be stored safely: it holds the types {', '.join(foreign)};"

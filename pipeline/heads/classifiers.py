@@ -124,7 +124,7 @@ _ROWS = (
         "logreg",
         "multinomial logistic regression (the default)",
         _logreg,
-        {"C": (0.001, 0.003, 0.01, 0.03, 0.1, 1.0)},
+        {"C": (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 1.0)},
     ),
     Head(
         "ridge",

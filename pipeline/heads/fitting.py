@@ -55,7 +55,7 @@ class Fitter:
         watched : ndarray of int, optional
             Rows by which a Keras head decides when to stop.
         rough : bool
-            Leave out the temperature of decision values, which changes no decision.
+            See `fit_path`.
         """
         X, y, units = self._samples(rows)
         watched = np.empty(0, np.int64) if watched is None else watched
@@ -69,7 +69,7 @@ class Fitter:
                 head[-1].fit(Z, y, validation_data=shown)
                 yield head
         else:
-            yield from fit_path(name, grid, X, y, units=units, seed=self.seed, calibrate=not rough)
+            yield from fit_path(name, grid, X, y, units=units, seed=self.seed, rough=rough)
 
     def probabilities(self, head: Any, rows: Rows) -> NDArray[np.float64]:
         """Return the probability of each class for some rows, float64 (len(rows), number of classes)."""

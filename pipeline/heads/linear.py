@@ -117,7 +117,7 @@ class LogisticPath:
     weights : ndarray of float, shape (n,), or None
         Of the rows in the loss.
     tol : float
-        A fit ends when the next step promises to lower the objective by less than this share.
+        A fit ends when the next step promises less than this share of what was gained since all coefficients were 0.
     seed : int
         Of the random directions.
 
@@ -130,11 +130,13 @@ class LogisticPath:
     """
 
     def __init__(
-        self, X: Array, codes: NDArray[np.integer], weights: Array | None = None, tol: float = 1e-4, seed: int = 0
+        self, X: Array, codes: NDArray[np.integer], weights: Array | None = None, tol: float = 3e-5, seed: int = 0
     ) -> None:
         self.X = np.asarray(X)
         self.targets = np.eye(int(codes.max()) + 1, dtype=self.X.dtype)[codes]
         self.weights = None if weights is None else np.asarray(weights, self.X.dtype)[:, None]
+        total = len(codes) if self.weights is None else float(self.weights.sum())
+        self.start = total * float(np.log(self.targets.shape[1]))  # the objective with all coefficients 0
         self.tol, self.seed = tol, seed
         self.point = np.zeros((self.X.shape[1] + 1, self.targets.shape[1]), self.X.dtype)  # last row: intercepts
         self.steps = 0
@@ -188,7 +190,7 @@ class LogisticPath:
         for self.steps in range(_MAX_STEPS):
             step = -self._direction(gradient, pairs, strength, doubt)
             slope = float(np.vdot(gradient, step))
-            if -slope <= self.tol * abs(value):
+            if -slope <= self.tol * min(value, self.start - value):
                 return
             length = 1.0
             while True:
@@ -213,12 +215,21 @@ class LogisticPath:
         for moved, turned, inverse in reversed(pairs):
             factors.append(inverse * float(np.vdot(moved, left)))
             left -= cast(factors[-1]) * turned
+        result = self._precondition(left, strength, doubt)
+        if pairs:
+            _, turned, inverse = pairs[-1]
+            result /= cast(inverse * float(np.vdot(turned, self._precondition(turned, strength, doubt))))
+        for (moved, turned, inverse), factor in zip(pairs, reversed(factors), strict=True):
+            result += cast(factor - inverse * float(np.vdot(turned, result))) * moved
+        return result
+
+    def _precondition(self, point: Array, strength: float, doubt: float) -> Array:
+        """Divide by the guessed curvature, doubt * X'X + strength."""
+        cast = self.X.dtype.type
         values, basis = self.curvature
         rest = cast(1.0 / (0.5 * doubt * float(values[-1]) + strength))
         known = 1.0 / (cast(doubt) * values + cast(strength)) - rest
-        result = np.empty_like(left)
-        result[:-1] = rest * left[:-1] + basis @ (known[:, None] * (basis.T @ left[:-1]))
-        result[-1] = left[-1] / cast(doubt * len(self.X))
-        for (moved, turned, inverse), factor in zip(pairs, reversed(factors), strict=True):
-            result += cast(factor - inverse * float(np.vdot(turned, result))) * moved
+        result = np.empty_like(point)
+        result[:-1] = rest * point[:-1] + basis @ (known[:, None] * (basis.T @ point[:-1]))
+        result[-1] = point[-1] / cast(doubt * len(self.X))
         return result

@@ -20,7 +20,7 @@ def fit_path(
     *,
     units: NDArray[np.int64] | None = None,
     seed: int = 0,
-    calibrate: bool = True,
+    rough: bool = False,
 ) -> Iterator[Any]:
     """Fit one head with each of several parameters, in the order given.
 
@@ -35,8 +35,9 @@ def fit_path(
     units : ndarray of int, shape (n,), optional
         Rows that may not be parted where a head needs folds for its temperature.
     seed : int
-    calibrate : bool
-        Whether decision values get a temperature that was chosen out of fold; without it is 1.
+    rough : bool
+        For comparing heads, not for keeping them: what has decision values alone gets no temperature, which changes
+        none of its decisions, and kernels are computed with BLAS.
 
     Yields
     ------
@@ -54,15 +55,19 @@ def fit_path(
     heads = [make_head(name, params, seed) for params in grid]
     wrapped = isinstance(heads[0][-1], SoftmaxHead)
     bases = [head[-1].estimator if wrapped else head[-1] for head in heads]
+    if rough and name == "svm" and all(set(params) <= {"C"} for params in grid):
+        from pipeline.heads.kernel_svm import KernelSVC
+
+        bases = [KernelSVC(base) for base in bases]
     solve = _solver(name, grid, bases)
-    if solve is None and (calibrate or not wrapped):
+    if solve is None and not (rough and wrapped):
         for head in heads:
             yield head.fit(X, y, **({"head__units": units} if wrapped else {}))
         return
     before = heads[0][:-1]
     Z = before.fit_transform(X, y)
     temperatures = [1.0] * len(heads)
-    if wrapped and calibrate:
+    if wrapped and not rough:
         found = choose_temperatures(lambda inner: _fit(bases, solve, Z[inner], y[inner]), Z, y, units)
         temperatures = found or temperatures
     for head, base, temperature in zip(heads, _fit(bases, solve, Z, y), temperatures, strict=True):

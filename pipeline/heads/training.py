@@ -18,7 +18,7 @@ from pipeline.heads.evaluation import evaluate, format_confusion, format_table
 from pipeline.heads.fitting import Fitter, one_blas_thread
 from pipeline.heads.joining import Features, TrainingData, load_training_data
 from pipeline.heads.learning_curve import format_curve, learning_curve
-from pipeline.heads.search import AUTO, DEFAULT_BUDGET, DEFAULT_FOLDS, choose, format_leaderboard, race
+from pipeline.heads.search import AUTO, DEFAULT_BUDGET, DEFAULT_FOLDS, TIMES, choose, format_leaderboard, race
 
 SPLITS = ("train", "validation", "test")
 
@@ -76,6 +76,15 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, ready for JSON."""
         return asdict(self)
+
+    def without_times(self) -> dict[str, Any]:
+        """Return the same without what the clock said, for a bundle that depends on data and seed alone."""
+        data = self.to_dict()
+        del data["seconds"]
+        for row in data["candidates"]:
+            for name in TIMES:
+                row.pop(name, None)
+        return data
 
     def __repr__(self) -> str:
         return f"Report({self.head} {self.params}: accuracy {self.accuracy:.3f} on {self.scored_on})"
@@ -214,7 +223,7 @@ def train_head(
         head=fitted,
         head_name=chosen.head,
         params=chosen.params,
-        report=report.to_dict(),
+        report=report.without_times(),
         provenance=provenance,
         average_views=average_views,
     )

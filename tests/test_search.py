@@ -1,0 +1,259 @@
+"""Folds, fitting on views, and the race of heads."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_training import make_store
+
+from pipeline.errors import TrainingError, UsageError
+from pipeline.heads import search
+from pipeline.heads.fitting import Fitter
+from pipeline.heads.folds import make_folds
+from pipeline.heads.joining import TrainingData
+from pipeline.heads.search import RACE, choose, format_leaderboard, race
+from pipeline.heads.training import train_head
+
+QUICK = {name: RACE[name] for name in ("logreg", "ridge", "lda", "nearest-centroid", "knn", "svm")}
+
+
+def make_data(n=120, views=1, dim=6, noise=1.5, seed=0, splits=None, groups=None, k=3):
+    """k classes around k corners; a further view is the same vector with other noise."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % k
+    X = np.eye(k, dim)[y][:, None] * 3 + rng.normal(0, noise, (n, views, dim))
+    return TrainingData(
+        X=X.astype(np.float32),
+        y=y,
+        splits=np.array(splits or ["train"] * n),
+        groups=np.array(groups or [""] * n),
+        classes=tuple("abcdefgh"[:k]),
+        stores=(),
+        notes=(),
+    )
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(search, "RACE", QUICK)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 1000), st.integers(2, 4), st.booleans())
+def test_folds_part_no_unit_and_lose_no_row(seed, k, alike):
+    rng = np.random.default_rng(seed)
+    units = np.repeat(np.arange(30), 3) if alike else np.sort(rng.integers(0, 30, 90))
+    y = (units if alike else rng.permutation(90)) % 3
+    folds = make_folds(y, k, seed, units)
+    assert sorted(np.concatenate([outer for _, outer in folds]).tolist()) == list(range(90))
+    for inner, outer in folds:
+        assert not set(units[inner]) & set(units[outer])
+        assert sorted([*inner, *outer]) == list(range(90))
+        if alike:
+            assert np.ptp(np.bincount(y[outer], minlength=3)) <= 6
+
+
+def test_every_view_of_an_image_is_a_sample_and_all_lie_in_one_fold():
+    data = make_data(views=3)
+    fitter = Fitter(data)
+    (head,) = fitter.fit("logreg", [{"C": 0.1}], np.arange(50))
+    rows = data.X[:50].reshape(150, 6)
+    np.testing.assert_allclose(head["standardise"].mean_, rows.mean(axis=0), rtol=1e-4, atol=1e-5)
+    (alone,) = Fitter(dataclasses.replace(data, X=data.X[:, :1])).fit("logreg", [{"C": 0.1}], np.arange(50))
+    assert np.abs(alone[-1].coef_ - head[-1].coef_).max() > 1e-3
+    first, mean = (Fitter(data, average_views=each).probabilities(head, np.arange(100)) for each in (False, True))
+    np.testing.assert_allclose(first, head.predict_proba(data.X[:100, 0]))
+    np.testing.assert_allclose(mean, np.mean([head.predict_proba(data.X[:100, v]) for v in range(3)], axis=0))
+
+
+def test_views_make_no_temperature_too_sure():
+    """Copies of an image in other folds would tell its class."""
+    data = make_data(n=90, dim=60, noise=4.0)
+    copied = dataclasses.replace(data, X=np.repeat(data.X, 4, axis=1))
+    temperatures = []
+    for each in (data, copied):
+        (head,) = Fitter(each).fit("ridge", [{"alpha": 1e-3}], np.arange(90))
+        temperatures.append(head[-1].temperature_)
+    assert temperatures[1] == pytest.approx(temperatures[0], rel=0.3)
+
+
+def test_the_race_finds_a_good_head_and_says_how(quick):
+    data = make_data(n=200, splits=["train"] * 150 + ["validation"] * 50)
+    seen = []
+    found = race(Fitter(data), progress=lambda *each: seen.append(each))
+    assert found.chosen_on == "cross-validation"
+    assert "raced" in found.notes[0]
+    assert "5 folds of the training images" in found.notes[0]
+    assert found.notes[-1] == f"the folds chose {found.head}"
+    board = found.candidates
+    json.dumps(board, allow_nan=False)
+    whole = [each for each in board if each["folds"] == 5]
+    assert whole[0]["head"] == found.head
+    assert whole[0]["accuracy"] == max(each["accuracy"] for each in whole)
+    assert whole[0]["accuracy"] > 0.75
+    assert {each["head"] for each in board} == set(QUICK)
+    assert all(each["fit_seconds"] > 0 and each["predict_seconds_per_1000"] > 0 for each in board)
+    assert seen[-1][0] == seen[-1][1]
+    # the winner's out-of-fold probabilities are those of fits that did not see the image
+    assert (found.folded.argmax(axis=1) == data.y[:150]).mean() == pytest.approx(whole[0]["accuracy"])
+
+
+def test_clearly_worse_candidates_drop_out(quick, monkeypatch):
+    monkeypatch.setattr(search, "RACE", {**QUICK, "dummy": 1.0})
+    board = race(Fitter(make_data(n=300))).candidates
+    dummy = next(each for each in board if each["head"] == "dummy")
+    assert dummy["folds"] == 1
+    assert board[-1] == dummy or board[-1]["folds"] == 1
+
+
+def test_the_validation_images_choose_where_test_images_are_left(quick):
+    splits = ["train"] * 120 + ["validation"] * 40 + ["test"] * 40
+    found = race(Fitter(make_data(n=200, splits=splits)))
+    assert found.chosen_on == "validation"
+    finalists = [each for each in found.candidates if "validation_accuracy" in each]
+    assert 2 <= len(finalists) <= 3
+    best = max(finalists, key=lambda each: (each["validation_accuracy"], -each["validation_log_loss"]))
+    assert found.head == best["head"]
+    assert found.notes[-1].startswith(f"the validation images chose {found.head} among the finalists")
+
+
+def test_no_test_image_is_looked_at_while_choosing(quick):
+    splits = ["train"] * 120 + ["validation"] * 40 + ["test"] * 40
+    data = make_data(n=200, splits=splits)
+    spoilt = dataclasses.replace(data, X=data.X.copy(), y=data.y.copy())
+    spoilt.X[160:], spoilt.y[160:] = np.nan, 0
+    one, two = race(Fitter(data)), race(Fitter(spoilt))
+    assert (one.head, one.params) == (two.head, two.params)
+
+
+def test_a_spent_budget_says_what_was_not_tried(quick):
+    found = race(Fitter(make_data()), budget=1e-6)
+    assert found.head == "logreg"
+    assert {each["head"] for each in found.candidates} == {"logreg"}
+    assert "knn: not tried, for the budget was spent" in found.notes
+    assert "logreg: not finished, for the budget was spent" in "; ".join(found.notes)
+
+
+def test_a_head_that_would_take_too_long_is_left_out(quick, monkeypatch):
+    monkeypatch.setattr(search, "_pilot", lambda fitter, name, *_: 1000.0 if name == "svm" else 0.0)
+    found = race(Fitter(make_data()), budget=30)
+    assert "svm: not tried, for the budget was spent and a fold takes 1000.0 s" in found.notes
+    assert "svm" not in {each["head"] for each in found.candidates}
+
+
+def test_a_head_that_fails_does_not_end_the_race(quick, monkeypatch):
+    real = search._judge
+
+    def fails(fitter, entrants, *rest, **more):
+        if entrants[0].head == "lda":
+            raise ValueError("no\nway")
+        return real(fitter, entrants, *rest, **more)
+
+    monkeypatch.setattr(search, "_judge", fails)
+    found = race(Fitter(make_data()))
+    assert "lda: cannot be fitted (no way)" in found.notes
+    monkeypatch.setattr(search, "RACE", {"lda": 1.0})
+    with pytest.raises(TrainingError, match="no head can be fitted on these vectors: lda: cannot be fitted"):
+        race(Fitter(make_data()))
+
+
+def test_groups_stay_together_in_the_race(quick):
+    """A class that only repeats inside groups cannot be recognised across folds."""
+    rng = np.random.default_rng(0)
+    X = np.repeat(rng.normal(size=(40, 1, 4)), 3, axis=0).astype(np.float32)
+    y = np.repeat(rng.integers(0, 2, 40), 3)
+    data = dataclasses.replace(make_data(k=2), X=X, y=y)
+    loose = race(Fitter(data))
+    grouped = race(Fitter(dataclasses.replace(data, groups=np.array([f"g{i // 3}" for i in range(120)]))))
+    assert max(each["accuracy"] for each in loose.candidates) > 0.9
+    assert max(each["accuracy"] for each in grouped.candidates) < 0.75
+
+
+@pytest.mark.filterwarnings("ignore:self.within_class_std_dev_")  # train_head keeps it from its notes
+def test_odd_data_race_too(quick):
+    data = make_data(n=100)
+    data.X[:, :, 0] = 5.0  # a constant column
+    data.y[:] = np.where(np.arange(100) == 0, 2, np.arange(100) % 2)  # a class of one image
+    found = race(Fitter(data))
+    assert found.folded.shape == (100, 3)
+    single = dataclasses.replace(make_data(n=3), y=np.arange(3))
+    with pytest.raises(TrainingError, match="every class has a single training image or group"):
+        race(Fitter(single))
+
+
+def test_logistic_regression_stops_where_weaker_regularisation_only_hurts():
+    data = make_data(n=150, dim=60, noise=4.0, splits=["train"] * 90 + ["validation"] * 60)
+    found = choose(Fitter(data), "logreg", {}, None)
+    tried = [each["params"]["C"] for each in found.candidates]
+    values = search.HEADS["logreg"].search["C"]
+    assert tried == list(values[: len(tried)])
+    assert len(tried) < len(values)
+    assert found.params["C"] in tried[:-2]
+
+
+def test_the_race_through_train_head(quick, tmp_path):
+    store = make_store(tmp_path / "f.h5", noise=1.5)
+    bundle, report = train_head(store, "auto", seed=1)
+    assert report.scored_on == "test"
+    assert bundle.head_name == report.head
+    assert report.head in QUICK
+    assert "candidate" in report.table()
+    assert max(map(len, report.table().splitlines())) <= 80
+    again, same = train_head(store, "auto", seed=1)
+    assert (same.head, same.params) == (report.head, report.params)
+    np.testing.assert_array_equal(again.probabilities(store.features), bundle.probabilities(store.features))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"head": "auto", "params": {"C": 1.0}}, "head 'auto' chooses the parameters itself; name a head"),
+        ({"budget": 5.0}, "a budget is for head 'auto', not for 'logreg'; leave it out"),
+        ({"head": "auto", "budget": -1.0}, "budget -1.0 is no time; give seconds above 0, such as 60"),
+        ({"head": "auto", "budget": float("nan")}, "budget nan is no time"),
+        ({"average_views": True}, "average_views needs several views of each image; extract with --views first"),
+    ],
+)
+def test_options_that_do_not_go_together(tmp_path, options, message):
+    with pytest.raises(UsageError, match=message):
+        train_head(make_store(tmp_path / "f.h5"), **options)
+
+
+def test_files_of_other_views_are_not_joined(tmp_path, monkeypatch):
+    from pipeline.heads import joining
+
+    one, two = make_store(tmp_path / "1.h5"), make_store(tmp_path / "2.h5")
+    monkeypatch.setattr(joining, "_views", lambda store: "flip" if store is two else "1")
+    with pytest.raises(TrainingError, match=r"2\.h5 has the views 'flip', .*1\.h5 has '1'; extract both with the same"):
+        joining.load_training_data([one, two])
+
+
+def test_a_leaderboard_fits_the_terminal():
+    row = {
+        "head": "an-extremely-long-name-of-a-head",
+        "params": {"some_long_parameter": 0.123456789},
+        "accuracy": 0.5,
+        "accuracy_sd": None,
+        "log_loss": 1.0,
+        "fit_seconds": 123.456,
+        "predict_seconds_per_1000": 0.1,
+    }
+    lines = format_leaderboard([row] * 14).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[-1] == "and 2 more"
+
+
+def test_logreg_and_the_race_never_import_tensorflow(tmp_path):
+    import subprocess
+    import sys
+
+    make_store(tmp_path / "f.h5")
+    code = (
+        "import sys; from pipeline import train_head;"
+        "[train_head(sys.argv[1], head)[0].save(sys.argv[2]) for head in ('logreg', 'auto')];"
+        "assert not {'keras', 'tensorflow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "f.h5"), str(tmp_path / "b")], check=True)
