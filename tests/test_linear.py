@@ -90,7 +90,7 @@ def test_a_solved_path_is_the_scikit_learn_estimator_that_it_stands_for():
             assert fitted.get_params()[parameter] == params[parameter]
             assert fitted.classes_.tolist() == [0, 5, 10]
             peer = make(**params).fit(Z, y * 5)
-            np.testing.assert_allclose(fitted.decision_function(Z), peer.decision_function(Z), atol=0.02)
+            np.testing.assert_allclose(fitted.decision_function(Z), peer.decision_function(Z), atol=0.05)
             assert (head.predict(X) == peer.predict(Z)).mean() > 0.98
 
 

@@ -126,7 +126,7 @@ class LogisticPath:
     >>> path = LogisticPath(np.array([[-1.0], [-0.5], [0.5], [1.0]]), np.array([0, 0, 1, 1]), tol=1e-9)
     >>> coef, intercept = path.fit(C=1.0)
     >>> coef.round(2).tolist()
-    [[1.0]]
+    [[0.94]]
     """
 
     def __init__(
