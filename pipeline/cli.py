@@ -165,6 +165,9 @@ def _too_many_bad(bad: int, images: int, max_bad: float) -> int:
 @click.option(
     "--precision", default="float32", help="Arithmetic of the network: float32, bfloat16, or float16 on a GPU."
 )
+@click.option(
+    "--views", default="1", help="Versions of each image: flip, or a number of random ones, K or K:SEED (1 is none)."
+)
 @click.option("--dtype", default="float32", help="Stored type: float32 or float16.")
 @_speed_options
 @_max_bad
@@ -219,7 +222,8 @@ def _print_extraction(store: Any, summary: Any, quiet: bool) -> None:
         f" {summary.reused:,} reused), {summary.skipped:,} skipped, {summary.dropped:,} dropped"
     )
     rate = f", {summary.images_per_second:,.3g} images/s" if summary.extracted else ""
-    click.echo(f"{store.path}: {store.shape[0]} x {store.shape[1]} {store.dtype} in {summary.seconds:.1f} s{rate}")
+    shape = " x ".join(map(str, store.shape))
+    click.echo(f"{store.path}: {shape} {store.dtype} in {summary.seconds:.1f} s{rate}")
     if quiet:
         return
     _say(f"recipe: {store.recipe}")

@@ -21,8 +21,9 @@ from pipeline.features.engines import Speed
 from pipeline.features.extraction import Progress, ahead, decode_window
 from pipeline.features.store import FeatureStore, publish
 from pipeline.heads.bundle import Bundle
-from pipeline.images.decode import load_pixels, read_bytes
+from pipeline.images.decode import read_bytes
 from pipeline.images.manifest import Manifest
+from pipeline.images.views import load_views, parse_views
 
 OK = "ok"
 STDOUT = "-"
@@ -125,14 +126,16 @@ def _joined(folder: str, manifest: Manifest) -> Iterator[str]:
 
 
 def _from_store(bundle: Bundle, store: FeatureStore, top_k: int, progress: Progress | None) -> Iterator[Prediction]:
-    if len(bundle.recipes) != 1 or not bundle.recipes[0].same_as(store.recipe):
+    stored = store.recipe if bundle.average_views else store.recipe.with_one_view()
+    if len(bundle.recipes) != 1 or not bundle.inputs[0].same_as(stored):
         raise UsageError(
             f"{store.path} was made with {store.recipe}, the bundle expects {bundle.describe()}; predict from the"
             " images instead"
         )
 
     def rows() -> Iterator[Prediction]:
-        for start, vectors in store.blocks():
+        for start, block in store.blocks():
+            vectors = block if bundle.average_views or store.views == 1 else block[:, 0]
             yield from _ranked(bundle, store.paths[start : start + len(vectors)], vectors, top_k)
             if progress:
                 progress(start + len(vectors), len(store))
@@ -149,15 +152,17 @@ def _from_files(
 ) -> Iterator[Prediction]:
     encoders = bundle.encoders(speed)
     # Backbones that want the same pixels share them.
-    kinds = sorted({(encoder.recipe.size, encoder.recipe.resize) for encoder in encoders})
-    step = max(encoder.batch_size for encoder in encoders)
+    wanted = [(recipe.size, recipe.resize, recipe.views) for recipe in bundle.inputs]
+    kinds = sorted(set(wanted))
+    views = max(parse_views(kind[2]).count for kind in kinds)
+    step = max(1, max(encoder.batch_size for encoder in encoders) // views)
     total = len(images) if isinstance(images, Sequence) else 0
     threads = speed.threads()
 
     def decode(path: str) -> list[NDArray[np.uint8]] | str:
         try:
             content = read_bytes(path)
-            return [load_pixels(content, size, resize) for size, resize in kinds]
+            return [load_views(content, *kind) for kind in kinds]
         except ImageError as error:
             return str(error)
 
@@ -165,14 +170,17 @@ def _from_files(
         good = [(path, pixels) for path, pixels in batch if not isinstance(pixels, str)]
         if not good:
             return iter(())
-        stacks = dict(zip(kinds, map(np.stack, zip(*(pixels for _, pixels in good), strict=True)), strict=True))
-        vectors = [encoder.encode(stacks[encoder.recipe.size, encoder.recipe.resize]) for encoder in encoders]
-        return _ranked(bundle, [path for path, _ in good], np.concatenate(vectors, axis=1), top_k)
+        stacks = dict(zip(kinds, map(np.concatenate, zip(*(pixels for _, pixels in good), strict=True)), strict=True))
+        vectors = [
+            encoder.encode(stacks[kind]).reshape(len(good), -1, encoder.dim)
+            for kind, encoder in zip(wanted, encoders, strict=True)
+        ]
+        return _ranked(bundle, [path for path, _ in good], np.concatenate(vectors, axis=2), top_k)
 
     done = 0
     with ThreadPoolExecutor(threads) as decoders, ThreadPoolExecutor(1) as network:
         paths = (os.fspath(image) for image in images)
-        decoded = ahead(decoders, paths, decode, decode_window(max(kinds)[0], threads))
+        decoded = ahead(decoders, paths, decode, decode_window(max(kinds)[0], threads, views))
         for batch, rows in ahead(network, iter(lambda: list(itertools.islice(decoded, step)), []), encode, 2):
             for path, pixels in batch:
                 yield Prediction(path, pixels) if isinstance(pixels, str) else next(rows)

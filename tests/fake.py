@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from pipeline.features.recipe import Recipe
+from pipeline.images.views import parse_views
 
 RECIPE = Recipe("mobilenet", "random:0", weights_sha256="0" * 64, size=8)
 
@@ -24,7 +25,7 @@ class FakeEncoder:
     def encode(self, pixels):
         assert pixels.dtype == np.uint8
         assert pixels.shape[1:] == (self.recipe.size, self.recipe.size, 3)
-        assert len(pixels) <= self.batch_size
+        assert len(pixels) <= max(self.batch_size, parse_views(self.recipe.views).count)
         self.images += len(pixels)
         return pixels.mean(axis=(1, 2)).astype(np.float32)
 

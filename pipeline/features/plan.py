@@ -13,8 +13,9 @@ from pipeline.errors import ImageError, RecipeMismatchError, StoreError, UsageEr
 from pipeline.features.engines import Encoder
 from pipeline.features.recipe import Recipe
 from pipeline.features.store import FeatureStore, Index, is_hdf5, write_part
-from pipeline.images.decode import load_pixels, read_bytes
+from pipeline.images.decode import read_bytes
 from pipeline.images.manifest import Manifest
+from pipeline.images.views import load_views
 
 TRANSIENT = ("missing", "unreadable")  # reasons that may pass without the file's size or time changing
 
@@ -29,7 +30,7 @@ class Found(NamedTuple):
 
 
 class Fresh(NamedTuple):
-    """An image that must go through the network."""
+    """An image that must go through the network: pixels are uint8 of shape (views, size, size, 3)."""
 
     stamp: tuple[int, int]
     digest: bytes
@@ -171,7 +172,7 @@ class Plan:
             digest = hashlib.sha256(content).digest()
             if known := self._by_digest.get(digest):
                 return known._replace(stamp=stamp)
-            return Fresh(stamp, digest, load_pixels(content, recipe.size, recipe.resize))
+            return Fresh(stamp, digest, load_views(content, recipe.size, recipe.resize, recipe.views))
         except ImageError as error:
             return Found(stamp, reason=str(error))
 

@@ -10,6 +10,7 @@ the metadata checksums too, so that a flipped bit is an error instead of a wrong
 import contextlib
 import io
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import IntegrityError, StoreError
 from pipeline.features.recipe import Recipe
+from pipeline.images.views import parse_views
 
 FORMAT = "twostage-features"
 FORMAT_VERSION = 1
@@ -83,6 +85,17 @@ class Index:
     skipped: tuple[Skipped, ...] = ()
     created_with: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return max(stop for _, stop in self.segments.values())
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """What the file holds for an image: ``(dim,)``, or ``(views, dim)`` with several views."""
+        views = parse_views(self.recipe.views).count
+        return (self.dim,) if views == 1 else (views, self.dim)
+
     def same_content(self, other: "Index") -> bool:
         """Say whether two indexes describe the same rows; versions and hints aside."""
         return (
@@ -114,7 +127,7 @@ class FeatureStore:
     index : Index
         Everything but the vectors.
     shape : tuple of int
-        ``(n, dim)``.
+        ``(n, dim)``, or ``(n, views, dim)`` with several views of each image.
     dtype : dtype
         ``float32`` or ``float16``.
     summary : object or None
@@ -140,8 +153,8 @@ class FeatureStore:
             self._file = _open(self.path)
         try:
             with _guard(self.path):
-                self._features = _plain_dataset(self._file, "features", "f", 2)
                 self.index = _read_index(self._file)
+                self._features = _plain_dataset(self._file, "features", "f", 1 + len(self.index.row_shape))
                 _check_consistency(self._features, self.index)
         except BaseException:
             self._file.close()
@@ -157,7 +170,8 @@ class FeatureStore:
         return int(self._features.shape[0])
 
     def __repr__(self) -> str:
-        return f"FeatureStore({str(self.path)!r}: {len(self)} x {self.shape[1]} {self.dtype}, {self.recipe})"
+        shape = " x ".join(map(str, self.shape))
+        return f"FeatureStore({str(self.path)!r}: {shape} {self.dtype}, {self.recipe})"
 
     def __reduce__(self) -> tuple[type["FeatureStore"], tuple[Path]]:
         return type(self), (self.path,)
@@ -167,9 +181,19 @@ class FeatureStore:
         self._file.close()
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """``(n, dim)``."""
-        return int(self._features.shape[0]), int(self._features.shape[1])
+    def shape(self) -> tuple[int, ...]:
+        """``(n, dim)``, or ``(n, views, dim)`` with several views of each image."""
+        return tuple(int(length) for length in self._features.shape)
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self.index.dim
+
+    @property
+    def views(self) -> int:
+        """Number of views of each image."""
+        return parse_views(self.recipe.views).count
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -213,7 +237,7 @@ class FeatureStore:
 
     @property
     def features(self) -> NDArray[np.float32]:
-        """All vectors, shape (n, dim), float32; see `blocks` for files larger than memory.
+        """All vectors, shape (n, dim) or (n, views, dim), float32; see `blocks` for files larger than memory.
 
         Raises
         ------
@@ -223,13 +247,13 @@ class FeatureStore:
         return self.rows(0, len(self))
 
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Return the vectors of rows ``[start, stop)`` as float32 (stop - start, dim)."""
+        """Return the vectors of rows ``[start, stop)`` as float32, shaped as `features`."""
         with _guard(self.path):
             return np.asarray(self._features[start:stop], np.float32)
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the vectors of any rows, in the order given, as float32 (len(rows), dim)."""
-        taken = np.empty((len(rows), self.shape[1]), np.float32)
+        """Return the vectors of any rows, in the order given, as float32, shaped as `features`."""
+        taken = np.empty((len(rows), *self.shape[1:]), np.float32)
         order = np.argsort(rows, kind="stable")
         ordered = rows[order]
         # Neighbours are read together: one call for each run of consecutive rows.
@@ -240,14 +264,14 @@ class FeatureStore:
 
     def blocks(self, nbytes: int = BLOCK_BYTES) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield ``(start, vectors)`` over all rows, about `nbytes` at a time."""
-        step = block_rows(self.shape[1], nbytes)
+        step = block_rows(math.prod(self.shape[1:]), nbytes)
         for start in range(0, len(self), step):
             yield start, self.rows(start, min(start + step, len(self)))
 
 
-def block_rows(dim: int, nbytes: int = BLOCK_BYTES) -> int:
-    """Return how many float32 vectors of length `dim` make about `nbytes`, at least one."""
-    return max(1, nbytes // (4 * max(dim, 1)))
+def block_rows(values: int, nbytes: int = BLOCK_BYTES) -> int:
+    """Return how many rows of `values` float32 numbers make about `nbytes`, at least one."""
+    return max(1, nbytes // (4 * max(values, 1)))
 
 
 def write_store(path: Path, index: Index, vectors: Iterable[NDArray[np.float32]], dtype: str = "float32") -> None:
@@ -258,7 +282,7 @@ def write_store(path: Path, index: Index, vectors: Iterable[NDArray[np.float32]]
     path : Path
         Where it ends up; what was there stays until the new file is complete and on disk.
     index : Index
-    vectors : iterable of ndarray of float32, shape (any, dim)
+    vectors : iterable of ndarray of float32, shape (any, dim) or (any, views, dim)
         Consecutive blocks, ``len(index.paths)`` rows in all.
     dtype : {"float32", "float16"}
 
@@ -339,7 +363,7 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
     try:
         with FeatureStore(path) as store:
             for start, vectors in store.blocks():
-                bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+                bad = np.flatnonzero(~np.isfinite(vectors).reshape(len(vectors), -1).all(axis=1))
                 problems += [f"row {row} ({store.paths[row]!r}) is not finite" for row in (start + bad).tolist()]
                 if progress:
                     progress(start + len(vectors), len(store))
@@ -394,12 +418,11 @@ def _new_file(raw: BinaryIO) -> h5py.File:
 
 
 def _fill(file: h5py.File, index: Index, vectors: Iterable[NDArray[np.float32]], dtype: str) -> None:
-    dim = max(stop for _, stop in index.segments.values())
     count = len(index.paths)
-    features = _create(file, "features", (count, dim), np.dtype(dtype))
+    features = _create(file, "features", (count, *index.row_shape), np.dtype(dtype))
     start = 0
     for block in vectors:
-        stored = _cast(block, dtype)
+        stored = _cast(block, dtype).reshape(len(block), *index.row_shape)
         features[start : start + len(block)] = stored
         start += len(block)
     if start != count:
@@ -527,7 +550,7 @@ def _read_index(file: h5py.File) -> Index:
 
 
 def _check_consistency(features: h5py.Dataset, index: Index) -> None:
-    count, dim = features.shape
+    count = len(features)
     lengths = {
         name: len(getattr(index, name)) for name in ("paths", "digests", "sizes_mtimes", "labels", "splits", "groups")
     }
@@ -540,5 +563,8 @@ def _check_consistency(features: h5py.Dataset, index: Index) -> None:
             f"labels reach from {index.labels.min()} to {index.labels.max()} with {len(index.classes)} classes"
         )
     stops = [0, *(stop for _, stop in index.segments.values())]
-    if [start for start, _ in index.segments.values()] != stops[:-1] or stops[-1] != dim:
-        raise IntegrityError(f"segments {index.segments} do not cover the {dim} columns")
+    if [start for start, _ in index.segments.values()] != stops[:-1] or features.shape[1:] != index.row_shape:
+        raise IntegrityError(
+            f"rows have shape {features.shape[1:]}, segments {index.segments} and views {index.recipe.views!r} expect"
+            f" {index.row_shape}"
+        )

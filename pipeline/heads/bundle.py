@@ -25,9 +25,11 @@ from pipeline.features.store import publish
 from pipeline.features.weights import FILE, check_digest
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.trees import check_trees
-from pipeline.images.decode import Source, load_pixels
+from pipeline.images.decode import Source
+from pipeline.images.views import load_views
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE = (1, 2)
 DESCRIPTION = "bundle.json"
 SKOPS_FILE = "head.skops"
 WEIGHTS_FILE = "head.weights.h5"
@@ -64,6 +66,8 @@ class Bundle:
         The report of the training, as plain data.
     provenance : mapping of str to str
         Seed, versions, fingerprints.
+    average_views : bool
+        Predict from the mean probability over the views of the recipes instead of the plain picture alone.
 
     Examples
     --------
@@ -80,6 +84,7 @@ class Bundle:
     params: Mapping[str, Any] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    average_views: bool = False
     affine: AffineHead | None = field(default=None, repr=False, compare=False)
     _stored: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
     _encoders: dict[Speed, list[Encoder]] = field(default_factory=dict, repr=False, compare=False)
@@ -97,6 +102,11 @@ class Bundle:
             self.head = self._stored()
         return self.head
 
+    @property
+    def inputs(self) -> tuple[Recipe, ...]:
+        """The recipes that prediction follows: without their augmented views unless these are averaged."""
+        return self.recipes if self.average_views else tuple(recipe.with_one_view() for recipe in self.recipes)
+
     def encoders(self, speed: Speed = Speed()) -> list[Encoder]:
         """Return the recipes made runnable, one encoder each; made once.
 
@@ -106,7 +116,7 @@ class Bundle:
             If the weights are absent or have changed since the training.
         """
         if speed not in self._encoders:
-            self._encoders[speed] = [make_encoder(recipe, speed) for recipe in self.recipes]
+            self._encoders[speed] = [make_encoder(recipe, speed) for recipe in self.inputs]
         return self._encoders[speed]
 
     def probabilities(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -114,27 +124,28 @@ class Bundle:
 
         Parameters
         ----------
-        features : ndarray of float32, shape (n, sum of dims)
+        features : ndarray of float32, shape (n, sum of dims) or (n, views, sum of dims)
             Vectors of this bundle's recipes, side by side.
 
         Returns
         -------
         ndarray of float64, shape (n, number of classes)
-            A class without training images has probability 0.
+            The mean over the views; a class without training images has probability 0.
 
         Raises
         ------
         UsageError
             If the vectors have another length.
         """
-        if features.ndim != 2 or features.shape[1] != sum(self.dims):
+        if features.ndim not in (2, 3) or features.shape[-1] != sum(self.dims):
             raise UsageError(
                 f"features have shape {features.shape}, expected (n, {sum(self.dims)}): vectors of {self.describe()}"
             )
         full = np.zeros((len(features), len(self.classes)))
         if len(features):
             head = self.affine or self.estimator()
-            full[:, np.asarray(head.classes_, int)] = head.predict_proba(features)
+            proba = head.predict_proba(features.reshape(-1, features.shape[-1]))
+            full[:, np.asarray(head.classes_, int)] = proba.reshape(len(features), -1, proba.shape[1]).mean(axis=1)
         return full
 
     def predict_proba(self, images: Source | Sequence[Source], speed: Speed = Speed()) -> NDArray[np.float64]:
@@ -154,12 +165,11 @@ class Bundle:
         """
         batch: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
         blocks = []
-        for encoder in self.encoders(speed):
-            recipe = encoder.recipe
-            shape = (len(batch), recipe.size, recipe.size, 3)
-            pixels = np.array([load_pixels(image, recipe.size, recipe.resize) for image in batch], np.uint8)
-            blocks.append(encoder.encode(pixels.reshape(shape)))
-        return self.probabilities(np.concatenate(blocks, axis=1))
+        for recipe, encoder in zip(self.inputs, self.encoders(speed), strict=True):
+            none = np.empty((0, recipe.size, recipe.size, 3), np.uint8)
+            pixels = [load_views(image, recipe.size, recipe.resize, recipe.views) for image in batch]
+            blocks.append(encoder.encode(np.concatenate([none, *pixels])).reshape(len(batch), -1, encoder.dim))
+        return self.probabilities(np.concatenate(blocks, axis=2))
 
     def predict(self, images: Source | Sequence[Source], speed: Speed = Speed()) -> NDArray[np.str_]:
         """Return the most probable class of each image, an array of str (n,); see `predict_proba`."""
@@ -210,6 +220,7 @@ class Bundle:
             "classes": list(self.classes),
             "head": {"name": self.head_name, "params": dict(self.params), **description},
             "provenance": dict(self.provenance),
+            "average_views": self.average_views,
             "files": {file.name: _sha256(file.read_bytes()) for file in sorted(folder.iterdir())},
         }
         content["digest"] = _digest(content)
@@ -242,6 +253,7 @@ class Bundle:
                 params=head["params"],
                 report=json.loads(files[REPORT_FILE]),
                 provenance=content["provenance"],
+                average_views=bool(content.get("average_views")),  # schema 1 has none
                 affine=affine,
                 _stored=stored,
             )
@@ -285,7 +297,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise IntegrityError(f"{path} is damaged ({error}); train the bundle anew") from error
     if not isinstance(content, dict) or content.get("format") != "twostage-bundle":
         raise IntegrityError(f"{path} is no description of a bundle; make one with train_head.py")
-    if content.get("schema_version") != SCHEMA_VERSION:
+    if content.get("schema_version") not in READABLE:
         raise BundleError(
             f"{path} has schema version {content.get('schema_version')}, this package reads {SCHEMA_VERSION};"
             " upgrade twostage-features"
