@@ -303,7 +303,7 @@ def predict(
     """Predict the class of images with a bundle: one row per image, in input order.
 
     IMAGES are files, folders, a CSV or Parquet table with a path column, - for paths on standard
-    input, or one feature file. An image that cannot be read has the reason in its row.
+    input, or the feature files of the bundle's recipes. An image that cannot be read has the reason in its row.
     """
     from pipeline.features.engines import Speed
     from pipeline.heads.bundle import Bundle
@@ -316,7 +316,7 @@ def predict(
         raise UsageError(f"--out {out} is one of the inputs; name another file")
     started = time.monotonic()
     loaded = Bundle.load(bundle)
-    source = _feature_file(images) or list_images(images)
+    source = _feature_files(images) or list_images(images)
     with progress_bar(" images", quiet) as progress:
         rows = run(loaded, source, top_k=top_k, speed=Speed(engine, batch_size, workers), progress=progress)
         counts = write_predictions(rows, out, top_k)
@@ -340,12 +340,12 @@ def predict(
     return _too_many_bad(total - good, total, max_bad)
 
 
-def _feature_file(images: tuple[str, ...]) -> Any:
-    if len(images) != 1 or not images[0].endswith((".h5", ".hdf5")):
+def _feature_files(images: tuple[str, ...]) -> Any:
+    if not all(image.endswith((".h5", ".hdf5")) for image in images):
         return None
     from pipeline.features.store import FeatureStore
 
-    return FeatureStore(images[0])
+    return [FeatureStore(image) for image in images]
 
 
 @_command

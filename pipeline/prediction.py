@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from pipeline.errors import ImageError, PipelineError, UsageError
 from pipeline.features.engines import Speed
 from pipeline.features.extraction import Progress, ahead, decode_window
+from pipeline.features.recipe import Recipe
 from pipeline.features.store import FeatureStore, publish
 from pipeline.heads.bundle import Bundle
 from pipeline.images.decode import read_bytes
@@ -52,7 +53,7 @@ class Prediction(NamedTuple):
 
 def predict(
     bundle: Bundle,
-    images: Iterable[str | os.PathLike[str]] | FeatureStore,
+    images: Iterable[str | os.PathLike[str]] | FeatureStore | Sequence[FeatureStore],
     *,
     top_k: int = 1,
     speed: Speed = Speed(),
@@ -63,9 +64,9 @@ def predict(
     Parameters
     ----------
     bundle : Bundle
-    images : iterable of paths, or FeatureStore
-        Files are decoded and encoded as in the extraction; a feature file of the bundle's recipe
-        needs neither.
+    images : iterable of paths, or FeatureStore, or a sequence of them
+        Files are decoded and encoded as in the extraction; feature files of the bundle's recipes, one each, need
+        neither, and are joined by image.
     top_k : int
         How many classes to name for each image, at most the number of classes.
     speed : Speed
@@ -81,7 +82,7 @@ def predict(
     Raises
     ------
     UsageError
-        If `top_k` is out of range, or the feature file has another recipe.
+        If `top_k` is out of range, or the feature files are not those of the bundle's recipes.
     WeightsError
         If the weights are absent or have changed since the training.
 
@@ -93,9 +94,10 @@ def predict(
     """
     if not 1 <= top_k <= len(bundle.classes):
         raise UsageError(f"top-k {top_k} is out of range; the bundle has {len(bundle.classes)} classes")
-    if isinstance(images, FeatureStore):
-        return _from_store(bundle, images, top_k, progress)
-    return _from_files(bundle, images, top_k, speed, progress)
+    given: Any = [images] if isinstance(images, FeatureStore) else images
+    if isinstance(given, (list, tuple)) and given and all(isinstance(each, FeatureStore) for each in given):
+        return _from_stores(bundle, _one_for_each_recipe(bundle, given), top_k, progress)
+    return _from_files(bundle, given, top_k, speed, progress)
 
 
 def list_images(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
@@ -125,22 +127,52 @@ def _joined(folder: str, manifest: Manifest) -> Iterator[str]:
     return (os.path.join(folder, path) for path in manifest.paths)  # noqa: PTH118 - pathlib drops a leading ./
 
 
-def _from_store(bundle: Bundle, store: FeatureStore, top_k: int, progress: Progress | None) -> Iterator[Prediction]:
-    stored = store.recipe if bundle.average_views else store.recipe.with_one_view()
-    if len(bundle.recipes) != 1 or not bundle.inputs[0].same_as(stored):
+def _one_for_each_recipe(bundle: Bundle, stores: Sequence[FeatureStore]) -> list[FeatureStore]:
+    """Return the stores in the order of the bundle's recipes, or raise UsageError."""
+    left, ordered = list(stores), []
+    for recipe in bundle.inputs:
+        fitting = (store for store in left if recipe.same_as(_as_read(bundle, store)))
+        if (store := next(fitting, None)) is None:
+            raise UsageError(
+                f"{', '.join(str(each.path) for each in stores)}: none was made with {recipe}, which the bundle"
+                " expects; predict from the images instead"
+            )
+        left.remove(store)
+        ordered.append(store)
+    if left:
         raise UsageError(
-            f"{store.path} was made with {store.recipe}, the bundle expects {bundle.describe()}; predict from the"
-            " images instead"
+            f"{left[0].path} was made with {left[0].recipe}, the bundle expects {bundle.describe()}; leave it out"
         )
+    return ordered
 
-    def rows() -> Iterator[Prediction]:
-        for start, block in store.blocks():
-            vectors = block if bundle.average_views or store.views == 1 else block[:, 0]
-            yield from _ranked(bundle, store.paths[start : start + len(vectors)], vectors, top_k)
-            if progress:
-                progress(start + len(vectors), len(store))
 
-    return rows()
+def _as_read(bundle: Bundle, store: FeatureStore) -> Recipe:
+    return store.recipe if bundle.average_views else store.recipe.with_one_view()
+
+
+def _from_stores(
+    bundle: Bundle, stores: Sequence[FeatureStore], top_k: int, progress: Progress | None
+) -> Iterator[Prediction]:
+    first, *others = stores
+    for start, block in first.blocks():
+        rows = np.arange(start, start + len(block))
+        paths = first.paths[start : start + len(block)]
+        reasons = [""] * len(block)
+        blocks = [block]
+        for store in others:
+            matches = [store.positions.get(path, -1) for path in paths]
+            for number, match in enumerate(matches):
+                if match < 0:
+                    reasons[number] = f"missing: no vector in {store.path}"
+                elif (store.index.digests[match] != first.index.digests[rows[number]]).any():
+                    reasons[number] = f"changed: other content in {store.path}"
+            blocks.append(store.take(np.maximum(matches, 0)))
+        views = slice(None) if bundle.average_views else slice(1)
+        vectors = np.concatenate([each.reshape(len(block), -1, each.shape[-1])[:, views] for each in blocks], axis=2)
+        for reason, row in zip(reasons, _ranked(bundle, paths, vectors, top_k), strict=True):
+            yield Prediction(row.path, reason) if reason else row
+        if progress:
+            progress(start + len(block), len(first))
 
 
 def _from_files(
