@@ -22,6 +22,7 @@ from pipeline.features.extraction import Progress, ahead, decode_window
 from pipeline.features.store import FeatureStore, publish
 from pipeline.heads.bundle import Bundle
 from pipeline.images.decode import load_pixels, read_bytes
+from pipeline.images.isolation import Decoders
 from pipeline.images.manifest import Manifest
 
 OK = "ok"
@@ -147,6 +148,8 @@ def _from_files(
     speed: Speed,
     progress: Progress | None,
 ) -> Iterator[Prediction]:
+    pixels_of = Decoders(load_pixels)
+    if os.environ.get("EAGER"): pixels_of.start()
     encoders = bundle.encoders(speed)
     # Backbones that want the same pixels share them.
     kinds = sorted({(encoder.recipe.size, encoder.recipe.resize) for encoder in encoders})
@@ -157,7 +160,7 @@ def _from_files(
     def decode(path: str) -> list[NDArray[np.uint8]] | str:
         try:
             content = read_bytes(path)
-            return [load_pixels(content, size, resize) for size, resize in kinds]
+            return [pixels_of(content, size, resize) for size, resize in kinds]
         except ImageError as error:
             return str(error)
 
@@ -170,7 +173,7 @@ def _from_files(
         return _ranked(bundle, [path for path, _ in good], np.concatenate(vectors, axis=1), top_k)
 
     done = 0
-    with ThreadPoolExecutor(threads) as decoders, ThreadPoolExecutor(1) as network:
+    with ThreadPoolExecutor(threads) as decoders, ThreadPoolExecutor(1) as network, pixels_of:
         paths = (os.fspath(image) for image in images)
         decoded = ahead(decoders, paths, decode, decode_window(max(kinds)[0], threads))
         for batch, rows in ahead(network, iter(lambda: list(itertools.islice(decoded, step)), []), encode, 2):

@@ -26,6 +26,8 @@ from pipeline.features.engines import Encoder, Speed, make_encoder
 from pipeline.features.plan import Found, Fresh, Parts, Plan
 from pipeline.features.recipe import Recipe, RecipeOptions
 from pipeline.features.store import DTYPES, FeatureStore, Index, Skipped, block_rows, write_store
+from pipeline.images.decode import load_pixels
+from pipeline.images.isolation import Decoders
 from pipeline.images.manifest import Manifest
 
 PART_SECONDS = 20.0  # a killed run loses at most what came in since the last part
@@ -227,7 +229,7 @@ def _run(
     def batches() -> Iterator[tuple[Encoder, Batch]]:
         nonlocal writer, done
         batch: Batch = []
-        for image, result in ahead(decoders, todo, lambda image: plan.examine(image, parts.recipe), window):
+        for image, result in ahead(decoders, todo, lambda image: plan.examine(image, parts.recipe, decode), window):
             if isinstance(result, Found):
                 plan.found[image] = result
             else:
@@ -246,6 +248,7 @@ def _run(
     with (
         ThreadPoolExecutor(threads, thread_name_prefix="decode") as decoders,
         ThreadPoolExecutor(1, thread_name_prefix="encode") as network,
+        Decoders(load_pixels) as decode,
     ):
         try:
             # The next batch is gathered, and the last one put away, while the network works on this one.

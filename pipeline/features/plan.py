@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,10 +14,10 @@ from pipeline.errors import ImageError, RecipeMismatchError, StoreError, UsageEr
 from pipeline.features.engines import Encoder
 from pipeline.features.recipe import Recipe
 from pipeline.features.store import FeatureStore, Index, is_hdf5, write_part
-from pipeline.images.decode import load_pixels, read_bytes
+from pipeline.images.decode import read_bytes
 from pipeline.images.manifest import Manifest
 
-TRANSIENT = ("missing", "unreadable")  # reasons that may pass without the file's size or time changing
+TRANSIENT = ("missing", "unreadable", "timeout", "crashed")  # reasons that may pass without the file's size or time changing
 
 
 class Found(NamedTuple):
@@ -162,7 +163,7 @@ class Plan:
         """Return the images whose file is new or was touched."""
         return [image for image, found in enumerate(self.found) if found is None]
 
-    def examine(self, image: int, recipe: Recipe) -> Found | Fresh:
+    def examine(self, image: int, recipe: Recipe, decode: Callable[..., NDArray[np.uint8]]) -> Found | Fresh:
         """Read one file: find its bytes among the stored rows, else decode it, else say why not."""
         path = self.manifest.path_of(image)
         stamp = stamp_of(path)
@@ -171,7 +172,7 @@ class Plan:
             digest = hashlib.sha256(content).digest()
             if known := self._by_digest.get(digest):
                 return known._replace(stamp=stamp)
-            return Fresh(stamp, digest, load_pixels(content, recipe.size, recipe.resize))
+            return Fresh(stamp, digest, decode(content, recipe.size, recipe.resize))
         except ImageError as error:
             return Found(stamp, reason=str(error))
 
