@@ -149,8 +149,12 @@ def _from_files(
     progress: Progress | None,
 ) -> Iterator[Prediction]:
     pixels_of = Decoders(load_pixels)
-    if os.environ.get("EAGER"): pixels_of.start()
-    encoders = bundle.encoders(speed)
+    pixels_of.start()  # while the network is loaded
+    try:
+        encoders = bundle.encoders(speed)
+    except BaseException:
+        pixels_of.close()
+        raise
     # Backbones that want the same pixels share them.
     kinds = sorted({(encoder.recipe.size, encoder.recipe.resize) for encoder in encoders})
     step = max(encoder.batch_size for encoder in encoders)

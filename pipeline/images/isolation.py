@@ -44,6 +44,7 @@ MEMORY_LIMIT: int = 3 << 30
 
 _FRAME = struct.Struct("<QQ")  # lengths of the JSON and of the bytes that follow
 _PIPE_BYTES = 1 << 20  # where the kernel has pipes that large: fewer switches between the processes
+_DYING_SECONDS = 5.0  # from the end of its output to the end of a process
 _ERRORS: dict[str, type[PipelineError]] = {kind.__name__: kind for kind in (ImageError, UsageError)}
 # The folders to import from are the parent's, whatever started it.
 _START = (
@@ -133,6 +134,7 @@ class Decoders:
                     raise ImageError("timeout", f"decoding took longer than {self._time_limit:g} s") from None
                 continue
             except BaseException:
+                child.process.kill()
                 self._drop(child)
                 raise
             with self._lock:
@@ -164,6 +166,7 @@ class Decoders:
             if not self._closed:
                 self._all.add(child)
                 return child
+        child.process.kill()
         child.end()
         raise PipelineError("the decoders are closed")
 
@@ -207,11 +210,10 @@ class _Child:
         return pixels.reshape(head["shape"])
 
     def end(self) -> int:
-        """Kill the process if it still runs, and return how it ended."""
-        if self.process.poll() is None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(0.05)  # it may just be dying of something worth telling
-            self.process.kill()
+        """Wait for a process that is dying, and return how it ended."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(_DYING_SECONDS)
+        self.process.kill()
         for pipe in (self._requests, self._answers):
             with contextlib.suppress(OSError):
                 pipe.close()
