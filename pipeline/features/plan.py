@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ImageError, RecipeMismatchError, StoreError, UsageError
+from pipeline.errors import ImageError, IntegrityError, RecipeMismatchError, StoreError, UsageError
 from pipeline.features.engines import Encoder
 from pipeline.features.recipe import Recipe
 from pipeline.features.store import FeatureStore, Index, is_hdf5, write_part
@@ -65,7 +65,13 @@ class Parts:
             if path.stat().st_size and not is_hdf5(path):
                 raise UsageError(f"{path} is no feature file, so it is not overwritten; choose another --out")
             return  # sound or damaged, it stays in place until the new file is complete
-        store = FeatureStore(path)
+        try:
+            store = FeatureStore(path)
+        except IntegrityError:
+            if not overwrite:
+                raise
+            path.unlink()
+            return
         if not self.recipe.same_as(store.recipe):
             store.close()
             if overwrite:

@@ -8,8 +8,9 @@ import multiprocessing.forkserver
 import os
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,7 +141,7 @@ class Victim:
     words : list of str
         As a user types them after ``twostage``.
     folder : Path
-        Steps below it are counted; the log goes beside it.
+        Steps below it are counted.
     fault : Fault or None
     pause : float
         Seconds that the fake network takes for a batch.
@@ -153,7 +154,8 @@ class Victim:
     ) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["pipeline.cli", "pipeline.features.extraction", "attacks.victim"])
-        self.log = folder.parent / f"{folder.name}.{time.monotonic_ns()}.log"
+        # Not beside the folder: that disk may be full.
+        self.log = Path(tempfile.gettempdir()) / f"victim-{os.getpid()}-{time.monotonic_ns()}.log"
         self.started = time.monotonic()
         self.process = context.Process(target=_run, args=(words, folder, self.log, fault, pause, isolated))
         self.process.start()
@@ -267,10 +269,3 @@ def faults_of(path: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, int
 def leftovers(out: Path) -> list[str]:
     """Return the names beside a feature file that should be gone after a finished run."""
     return [path.name for path in out.parent.iterdir() if path.name != out.name and out.name in path.name]
-
-
-def tick(seconds: float) -> Iterator[float]:
-    """Yield the seconds that have passed, until `seconds` have."""
-    started = time.monotonic()
-    while (passed := time.monotonic() - started) < seconds:
-        yield passed
