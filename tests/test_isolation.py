@@ -168,7 +168,10 @@ def test_scripts_without_a_main_guard_work(photos, tmp_path):
 
 def test_no_child_can_be_started(monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with Decoders(load_pixels) as decode, pytest.raises(PipelineError, match=r"no process can be started .*exit code 1"):
+    with (
+        Decoders(load_pixels) as decode,
+        pytest.raises(PipelineError, match=r"no process can be started .*exit code 1"),
+    ):
         decode(b"x", 2)
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     with Decoders(load_pixels) as decode, pytest.raises(PipelineError, match=r"no process .*No such file"):

@@ -17,7 +17,12 @@ from pipeline.features.store import FeatureStore, Index, is_hdf5, write_part
 from pipeline.images.decode import read_bytes
 from pipeline.images.manifest import Manifest
 
-TRANSIENT = ("missing", "unreadable", "timeout", "crashed")  # reasons that may pass without the file's size or time changing
+TRANSIENT = (
+    "missing",
+    "unreadable",
+    "timeout",
+    "crashed",
+)  # reasons that may pass without the file's size or time changing
 
 
 class Found(NamedTuple):

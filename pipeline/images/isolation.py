@@ -4,7 +4,7 @@ A child is a fresh Python that imports one decoding function and answers request
 input: the content of an image and arguments in JSON go in, pixels or the reason of an `ImageError`
 come out; nothing is pickled in either direction. The kernel ends a child that takes too long
 (``SIGALRM``) or too much memory (``RLIMIT_AS``), and one whose parent has died reads the end of its
-input. Children write to no terminal and are out of reach of Ctrl-C.
+input. Children decode large images one at a time, write to no terminal and are out of reach of Ctrl-C.
 
 >>> from pipeline.images.decode import load_pixels
 >>> with Decoders(load_pixels) as decode:
@@ -24,15 +24,17 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ImageError, PipelineError, UsageError
+from pipeline.images import decode
 
 __all__ = ["MEMORY_LIMIT", "TIME_LIMIT", "Decoders"]
 
@@ -40,7 +42,7 @@ TIME_LIMIT: float = 30.0
 """Seconds that one image may take; the largest that is allowed takes about three."""
 
 MEMORY_LIMIT: int = 3 << 30
-"""Bytes of address space of one child; an image of the largest size that is allowed needs half of it."""
+"""Bytes of address space of one child; the largest image that is allowed needs about a third of it."""
 
 _FRAME = struct.Struct("<QQ")  # lengths of the JSON and of the bytes that follow
 _PIPE_BYTES = 1 << 20  # where the kernel has pipes that large: fewer switches between the processes
@@ -97,6 +99,7 @@ class Decoders:
         self._idle: list[_Child] = []
         self._all: set[_Child] = set()
         self._closed = False
+        self._turns: BinaryIO | None = None  # locked by the child that decodes a large image
 
     def __enter__(self) -> Self:
         return self
@@ -121,6 +124,8 @@ class Decoders:
             child.process.kill()
         for child in children:
             child.end()
+        if self._turns:
+            self._turns.close()
 
     def __call__(self, content: bytes, *arguments: Any) -> NDArray[np.uint8]:
         """Return ``function(content, *arguments)``; safe to call from many threads."""
@@ -157,7 +162,9 @@ class Decoders:
 
     def _new(self) -> "_Child":
         try:
-            child = _Child(self._task)
+            with self._lock:
+                self._turns = self._turns or cast(BinaryIO, tempfile.TemporaryFile())
+            child = _Child(self._task, self._turns.fileno())
         except OSError as error:
             raise PipelineError(
                 f"no process can be started to decode images ({error.strerror}); close others, or raise the limit"
@@ -179,10 +186,11 @@ class Decoders:
 class _Child:
     """One child process; used by one thread at a time."""
 
-    def __init__(self, task: list[Any]) -> None:
+    def __init__(self, task: list[Any], turns: int) -> None:
         self.ready = False
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _START, json.dumps(sys.path), json.dumps(task)],
+            [sys.executable, "-c", _START, json.dumps(sys.path), json.dumps([*task, turns])],
+            pass_fds=[turns],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # libraries in C write there what `ImageError` says already
@@ -243,7 +251,7 @@ def _exactly(pipe: Any, count: int) -> bytes:
     return data
 
 
-def _serve(module: str, name: str, time_limit: float, memory_limit: int) -> None:
+def _serve(module: str, name: str, time_limit: float, memory_limit: int, turns: int) -> None:
     """Be a child: answer requests until the parent closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -254,6 +262,13 @@ def _serve(module: str, name: str, time_limit: float, memory_limit: int) -> None
     for limit, value in ((resource.RLIMIT_AS, memory_limit), (resource.RLIMIT_CORE, 0)):
         with contextlib.suppress(OSError, ValueError):  # a lower limit is in force already, or there is none
             resource.setrlimit(limit, (value, value))
+
+    def take_turns() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # waiting is no fault of this image
+        fcntl.lockf(turns, fcntl.LOCK_EX)
+        signal.setitimer(signal.ITIMER_REAL, time_limit)
+
+    decode.before_large = take_turns
     with contextlib.suppress(EOFError, BrokenPipeError):
         _send(answers, {}, b"")
         while True:
@@ -262,6 +277,7 @@ def _serve(module: str, name: str, time_limit: float, memory_limit: int) -> None
             signal.setitimer(signal.ITIMER_REAL, time_limit)
             head, body = _answer(function, content, arguments)
             signal.setitimer(signal.ITIMER_REAL, 0)
+            fcntl.lockf(turns, fcntl.LOCK_UN)
             _send(answers, head, body)
     os._exit(0)
 

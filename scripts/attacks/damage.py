@@ -49,7 +49,10 @@ def bit_flips(work: Path, scale: float, seed: int) -> Counts:
 def _plain_flips(work: Path, scale: float, seed: int) -> Counts:
     """Do it to a file as most people write it: vectors and names, no checksums."""
     path = work / "plain.h5"
-    vectors, names = np.random.default_rng(0).normal(size=(40, 64)).astype(np.float32), [f"a/{i}.jpg" for i in range(40)]
+    vectors, names = (
+        np.random.default_rng(0).normal(size=(40, 64)).astype(np.float32),
+        [f"a/{i}.jpg" for i in range(40)],
+    )
     with h5py.File(path, "w") as file:
         file["features"], file["paths"] = vectors, names
     rng, counts = random.Random(seed), Counter[str]()
