@@ -23,8 +23,9 @@ from pipeline.features.recipe import Recipe
 from pipeline.features.store import FeatureStore, publish
 from pipeline.heads.bundle import Bundle
 from pipeline.images.decode import read_bytes
+from pipeline.images.isolation import Decoders
 from pipeline.images.manifest import Manifest
-from pipeline.images.views import load_views, parse_views
+from pipeline.images.views import load_kinds, parse_views, split_kinds
 
 OK = "ok"
 STDOUT = "-"
@@ -182,7 +183,13 @@ def _from_files(
     speed: Speed,
     progress: Progress | None,
 ) -> Iterator[Prediction]:
-    encoders = bundle.encoders(speed)
+    pixels_of = Decoders(load_kinds)
+    pixels_of.start()  # while the network is loaded
+    try:
+        encoders = bundle.encoders(speed)
+    except BaseException:
+        pixels_of.close()
+        raise
     # Backbones that want the same pixels share them.
     wanted = [(recipe.size, recipe.resize, recipe.views) for recipe in bundle.inputs]
     kinds = sorted(set(wanted))
@@ -194,7 +201,7 @@ def _from_files(
     def decode(path: str) -> list[NDArray[np.uint8]] | str:
         try:
             content = read_bytes(path)
-            return [load_views(content, *kind) for kind in kinds]
+            return split_kinds(pixels_of(content, kinds), kinds)
         except ImageError as error:
             return str(error)
 
@@ -210,7 +217,7 @@ def _from_files(
         return _ranked(bundle, [path for path, _ in good], np.concatenate(vectors, axis=2), top_k)
 
     done = 0
-    with ThreadPoolExecutor(threads) as decoders, ThreadPoolExecutor(1) as network:
+    with ThreadPoolExecutor(threads) as decoders, ThreadPoolExecutor(1) as network, pixels_of:
         paths = (os.fspath(image) for image in images)
         decoded = ahead(decoders, paths, decode, decode_window(max(kinds)[0], threads, views))
         for batch, rows in ahead(network, iter(lambda: list(itertools.islice(decoded, step)), []), encode, 2):

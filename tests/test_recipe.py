@@ -306,7 +306,7 @@ def test_a_lambda_in_a_keras_model_is_not_run(tmp_path):
     keras = load_keras()
     model = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Lambda(lambda x: x + 1)])
     model.save(tmp_path / "lambda.keras")
-    with pytest.raises(WeightsError, match=r"cannot be loaded safely .* without Lambda layers"):
+    with pytest.raises(IntegrityError, match=r"cannot be loaded safely .* without Lambda layers"):
         encode(Recipe.create(tmp_path / "lambda.keras", size=32))
 
 

@@ -27,8 +27,9 @@ from pipeline.features.engines import Encoder, Speed, make_encoder
 from pipeline.features.plan import Found, Fresh, Parts, Plan
 from pipeline.features.recipe import Recipe, RecipeOptions
 from pipeline.features.store import DTYPES, FeatureStore, Index, Skipped, block_rows, write_store
+from pipeline.images.isolation import Decoders
 from pipeline.images.manifest import Manifest
-from pipeline.images.views import parse_views
+from pipeline.images.views import load_views, parse_views
 
 PART_SECONDS = 20.0  # a killed run loses at most what came in since the last part
 _AHEAD_BYTES = 64 << 20  # decoded pixels that may wait for the network
@@ -230,7 +231,7 @@ def _run(
     def batches() -> Iterator[tuple[Encoder, Batch]]:
         nonlocal writer, done
         batch: Batch = []
-        for image, result in ahead(decoders, todo, lambda image: plan.examine(image, parts.recipe), window):
+        for image, result in ahead(decoders, todo, lambda image: plan.examine(image, parts.recipe, decode), window):
             if isinstance(result, Found):
                 plan.found[image] = result
             else:
@@ -249,6 +250,7 @@ def _run(
     with (
         ThreadPoolExecutor(threads, thread_name_prefix="decode") as decoders,
         ThreadPoolExecutor(1, thread_name_prefix="encode") as network,
+        Decoders(load_views) as decode,
     ):
         try:
             # The next batch is gathered, and the last one put away, while the network works on this one.

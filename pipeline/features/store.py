@@ -13,10 +13,11 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import h5py
 import numpy as np
@@ -32,6 +33,9 @@ DTYPES = ("float32", "float16")
 BLOCK_BYTES = 8 << 20  # what is read, written and committed at once
 _CHUNK_BYTES = 256 << 10
 _MAX_DEFLATE = 1100  # zlib cannot expand further; more is a forged shape
+
+
+T = TypeVar("T")
 
 
 class Skipped(NamedTuple):
@@ -293,13 +297,83 @@ def write_store(path: Path, index: Index, vectors: Iterable[NDArray[np.float32]]
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("w+b") as raw, _new_file(raw) as file:
-            _fill(file, index, vectors, dtype)
+        with temporary.open("w+b") as raw, ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
+            shield = _Shield(raw)
+            # Python raises a signal's exception in the main thread alone: never in the midst of HDF5.
+            work = writer.submit(_write_through, shield, index, vectors, dtype)
+            try:
+                work.result()
+            except BaseException as error:
+                shield.error = shield.error or error
+                raise
         publish(temporary, path)
     except (OSError, RuntimeError) as error:
-        raise StoreError(f"cannot write {path}: {error}; make space or choose another --out") from error
+        raise StoreError(
+            f"cannot write {path}: {getattr(error, 'strerror', None) or error}; make space or choose another --out"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class _Shield:
+    """The file that HDF5 writes through; HDF5 never learns of an error, such as a full disk.
+
+    It would not survive it: an error while HDF5 closes a file can end the whole process. So the first
+    error is kept, and whatever is written after it goes nowhere.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.error: BaseException | None = None
+        self._file = file
+        self._at = self._end = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset if whence == os.SEEK_SET else self._end + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def write(self, data: bytes) -> int:
+        self._do(lambda: self._file.write(data))
+        self._at += len(data)
+        self._end = max(self._end, self._at)
+        return len(data)
+
+    def readinto(self, buffer: bytearray) -> int:
+        self._do(lambda: self._file.readinto(buffer))  # type: ignore[attr-defined]
+        self._at += len(buffer)
+        return len(buffer)
+
+    def truncate(self, size: int) -> int:
+        self._do(lambda: self._file.truncate(size))
+        self._end = size
+        return size
+
+    def flush(self) -> None:
+        self._do(self._file.flush)
+
+    def while_sound(self, blocks: Iterable[T]) -> Iterator[T]:
+        """Yield from `blocks`, and raise the error as soon as there is one."""
+        for block in blocks:
+            yield block
+            if self.error:
+                raise self.error
+
+    def _do(self, work: Callable[[], object]) -> None:
+        if self.error is None:
+            try:
+                self._file.seek(self._at)
+                work()
+            except Exception as error:  # noqa: BLE001 - none may get into HDF5
+                self.error = error
+
+
+def _write_through(shield: _Shield, index: Index, vectors: Iterable[NDArray[np.float32]], dtype: str) -> None:
+    with _new_file(shield) as file:
+        _fill(file, index, shield.while_sound(vectors), dtype)
+    if shield.error:
+        raise shield.error
 
 
 def write_part(path: Path, index: Index, vectors: NDArray[np.float32]) -> None:
@@ -403,7 +477,7 @@ def _guard(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _new_file(raw: BinaryIO) -> h5py.File:
+def _new_file(raw: BinaryIO | _Shield) -> h5py.File:
     # Through the low-level interface, which alone can leave out the times that would make every file differ.
     creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
     creation.set_obj_track_times(False)

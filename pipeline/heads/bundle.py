@@ -26,7 +26,7 @@ from pipeline.features.weights import FILE, check_digest
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.trees import check_trees
 from pipeline.images.decode import Source
-from pipeline.images.views import load_views
+from pipeline.images.views import load_kinds, split_kinds
 
 SCHEMA_VERSION = 2
 READABLE = (1, 2)
@@ -164,11 +164,13 @@ class Bundle:
             If the weights are absent or have changed.
         """
         batch: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
+        kinds = [(recipe.size, recipe.resize, recipe.views) for recipe in self.inputs]
+        decoded = [split_kinds(load_kinds(image, kinds), kinds) for image in batch]
         blocks = []
-        for recipe, encoder in zip(self.inputs, self.encoders(speed), strict=True):
-            none = np.empty((0, recipe.size, recipe.size, 3), np.uint8)
-            pixels = [load_views(image, recipe.size, recipe.resize, recipe.views) for image in batch]
-            blocks.append(encoder.encode(np.concatenate([none, *pixels])).reshape(len(batch), -1, encoder.dim))
+        for number, encoder in enumerate(self.encoders(speed)):
+            none = np.empty((0, encoder.recipe.size, encoder.recipe.size, 3), np.uint8)
+            pixels = np.concatenate([none, *(parts[number] for parts in decoded)])
+            blocks.append(encoder.encode(pixels).reshape(len(batch), -1, encoder.dim))
         return self.probabilities(np.concatenate(blocks, axis=2))
 
     def predict(self, images: Source | Sequence[Source], speed: Speed = Speed()) -> NDArray[np.str_]:

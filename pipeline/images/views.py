@@ -14,6 +14,7 @@ import hashlib
 import math
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,8 +108,50 @@ def load_views(source: Source, size: int, resize: str = "squash", views: str = O
     >>> bool((mirrored == plain[:, ::-1]).all())
     True
     """
-    plan = parse_views(views)
+    return _views_of(open_rgb(source), size, resize, views)
+
+
+Kind = tuple[int, str, str]  # size, resize policy, views
+
+
+def load_kinds(source: Source, kinds: Sequence[Kind]) -> NDArray[np.uint8]:
+    """Decode an image once for several networks.
+
+    Parameters
+    ----------
+    source : str, os.PathLike, bytes, PIL.Image.Image or numpy.ndarray
+    kinds : sequence of (size, resize, views)
+        What each network takes, see `load_views`.
+
+    Returns
+    -------
+    numpy.ndarray of uint8, shape (total,)
+        The pixels of all kinds in a row; `split_kinds` gives each its shape.
+
+    Raises
+    ------
+    ImageError, UsageError
+        As for `load_views`.
+
+    Examples
+    --------
+    >>> kinds = [(2, "crop", "1"), (3, "pad", "flip")]
+    >>> [part.shape for part in split_kinds(load_kinds(np.zeros((4, 5, 3), np.uint8), kinds), kinds)]
+    [(1, 2, 2, 3), (2, 3, 3, 3)]
+    """
     image = open_rgb(source)
+    return np.concatenate([_views_of(image, *kind).ravel() for kind in kinds])
+
+
+def split_kinds(pixels: NDArray[np.uint8], kinds: Sequence[Kind]) -> list[NDArray[np.uint8]]:
+    """Return what `load_kinds` made as one uint8 array (views, size, size, 3) for each kind."""
+    shapes = [(parse_views(views).count, size, size, 3) for size, _, views in kinds]
+    parts = np.split(pixels, np.cumsum([math.prod(shape) for shape in shapes])[:-1])
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _views_of(image: Image.Image, size: int, resize: str, views: str) -> NDArray[np.uint8]:
+    plan = parse_views(views)
     pictures = [_resize(image, size, resize)]
     if plan.seed is not None:
         digest = hashlib.sha256(image.tobytes()).digest()
