@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.errors import ImageError, IntegrityError, RecipeMismatchError, StoreError, UsageError
 from pipeline.features.engines import Encoder
 from pipeline.features.recipe import Recipe
-from pipeline.features.store import FeatureStore, Index, is_hdf5, write_part
+from pipeline.features.store import FeatureStore, Index, is_replaceable, write_part
 from pipeline.images.decode import read_bytes
 from pipeline.images.manifest import Manifest
 
@@ -63,7 +63,7 @@ class Parts:
 
     def _add(self, path: Path, *, is_target: bool, dtype: str, overwrite: bool) -> None:
         if overwrite and is_target:
-            if path.stat().st_size and not is_hdf5(path):
+            if not is_replaceable(path):
                 raise UsageError(f"{path} is no feature file, so it is not overwritten; choose another --out")
             return  # sound or damaged, it stays in place until the new file is complete
         try:

@@ -446,10 +446,10 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
     return problems
 
 
-def is_hdf5(path: Path) -> bool:
-    """Say whether a file begins as every HDF5 file does, damaged or not."""
+def is_replaceable(path: Path) -> bool:
+    """Say whether --overwrite may replace a file: one that begins as HDF5 files do, damaged or not, or has no bytes."""
     with path.open("rb") as file:
-        return file.read(8) == b"\x89HDF\r\n\x1a\n"
+        return file.read(8) in (b"\x89HDF\r\n\x1a\n", b"")
 
 
 def _open(path: Path) -> h5py.File:
@@ -471,9 +471,10 @@ def _guard(path: Path) -> Iterator[None]:
     except (IntegrityError, StoreError) as error:
         raise type(error)(f"{path}: {error}") from error
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        advice = "extract anew with --overwrite" if is_replaceable(path) else "choose another --out"
         raise IntegrityError(
             f"{path} is damaged or no feature file ({type(error).__name__}: {' '.join(str(error).split())[:160]});"
-            " restore it from a copy or extract anew with --overwrite"
+            f" restore it from a copy or {advice}"
         ) from error
 
 

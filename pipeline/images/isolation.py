@@ -17,6 +17,7 @@ pipeline.errors.ImageError: not-an-image: the content is none of JPEG, PNG, GIF,
 import contextlib
 import fcntl
 import importlib
+import io
 import json
 import os
 import resource
@@ -80,9 +81,9 @@ class Decoders:
     Examples
     --------
     >>> from pipeline.images.decode import load_pixels
-    >>> gif = b"GIF89a" + bytes([1, 0, 1, 0, 0, 0, 0]) + b"," + bytes([0, 0, 0, 0, 1, 0, 1, 0, 0, 2, 2, 68, 1, 0]) + b";"
+    >>> pixel = bytes.fromhex("47494638396101000100000000002c00000000010001000002024401003b")
     >>> with Decoders(load_pixels) as decode:
-    ...     decode(gif, 2, "squash").shape
+    ...     decode(pixel, 2, "squash").shape
     (2, 2, 3)
     """
 
@@ -163,7 +164,7 @@ class Decoders:
     def _new(self) -> "_Child":
         try:
             with self._lock:
-                self._turns = self._turns or cast(BinaryIO, tempfile.TemporaryFile())
+                self._turns = self._turns or cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 - see close
             child = _Child(self._task, self._turns.fileno())
         except OSError as error:
             raise PipelineError(
@@ -213,7 +214,7 @@ class _Child:
         if "error" in head:
             return _ERRORS[head["error"]](*head["arguments"])
         pixels = np.empty(size, np.uint8)
-        if self._answers.readinto(pixels.data) != size:
+        if cast(io.BufferedReader, self._answers).readinto(pixels.data) != size:
             raise EOFError
         return pixels.reshape(head["shape"])
 

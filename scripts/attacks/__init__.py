@@ -1,1 +1,1 @@
-"""Attacks on the promises of the package; each is a function that returns counts. `torture.py` runs them at any scale."""
+"""Attacks on the promises of the package: functions that return counts, which `torture.py` runs and judges."""

@@ -184,7 +184,7 @@ class _Scene:
 
 
 def _scenes(work: Path) -> Iterator[_Scene]:
-    """A first run; then an update of its file, with new, changed and vanished images."""
+    """Yield a first run, then an update of its file, with new, changed and vanished images."""
     photos, out = work / "photos", work / "out" / "f.h5"
     out.parent.mkdir()
     first = _Scene(photos, out, 40)

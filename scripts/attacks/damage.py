@@ -89,7 +89,7 @@ def broken_files(work: Path, scale: float, seed: int) -> Counts:
             counts["not named"] += not named
             counts["wrong exits"] += ending.code not in (1, 4)
             counts["refused"] += 1
-            if ending.code == 4:
+            if "--overwrite" in ending.stderr:
                 again = run([*words, "--overwrite"], out.parent)
                 counts["advice fails"] += again.code != 0 or out.read_bytes() != whole
     return dict(counts)
@@ -101,13 +101,18 @@ def _overwrite(path: Path, at: int, content: bytes) -> None:
         file.write(content)
 
 
+def _folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 DAMAGES: dict[str, Damage] = {
     "emptied": lambda path: path.write_bytes(b""),
     "cut in half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
     "one byte short": lambda path: path.write_bytes(path.read_bytes()[:-1]),
     "zeros in the middle": lambda path: _overwrite(path, path.stat().st_size // 2, bytes(512)),
     "another file": lambda path: path.write_text("path,label\n"),
-    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a folder": _folder,
     "removed": lambda path: path.unlink(),
     "renamed": lambda path: path.rename(path.with_name("elsewhere.h5")),
 }
@@ -174,7 +179,7 @@ def _flipped(path: Path, rng: random.Random) -> Any:
 
 
 def _file_and_parts(work: Path) -> list[Path]:
-    """Return a finished file and the parts it was made from, as a run leaves them that was killed before its last steps."""
+    """Return a finished file and the parts it was made from, as a run leaves them that was killed at the very end."""
     photos, out = work / "photos", work / "out" / "f.h5"
     if not photos.exists():
         paint_folder(photos, 40)

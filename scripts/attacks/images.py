@@ -11,6 +11,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -159,14 +160,14 @@ def _picture(width: int = 60, height: int = 40, mode: str = "RGB") -> Image.Imag
     return Image.fromarray(np.dstack([ramp, ramp[::-1], 255 - ramp])).convert(mode)
 
 
-def _encoded(kind: str, image: Image.Image | None = None, **options: object) -> bytes:
+def _encoded(kind: str, image: Image.Image | None = None, **options: Any) -> bytes:
     buffer = io.BytesIO()
     (image or _picture()).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def _seeds() -> Iterator[tuple[str, bytes]]:
-    frames = {"save_all": True, "append_images": [_picture().rotate(90)]}
+    frames: dict[str, Any] = {"save_all": True, "append_images": [_picture().rotate(90)]}
     exif = Image.Exif()
     exif[274] = 6
     yield "jpeg", _encoded("JPEG", exif=exif)
@@ -213,6 +214,11 @@ def _holding(content: bytes) -> Make:
 
 def _lists_itself(path: Path) -> None:
     path.symlink_to(path.name)
+
+
+def _link(path: Path) -> None:
+    path.with_name("target").write_bytes(_JPEG)
+    path.symlink_to("target")
 
 
 def _unreadable(path: Path) -> None:
@@ -274,7 +280,7 @@ ODD: dict[str, Make] = {
     "20000 x 1": _holding(_encoded("PNG", Image.new("RGB", (20_000, 1)))),
     "largest allowed": lambda path: Image.new("RGBA", (9459, 9459)).save(path, "PNG"),
     "largest allowed, again": lambda path: Image.new("RGBA", (9458, 9459)).save(path, "PNG"),
-    "link": lambda path: (path.with_name("target").write_bytes(_JPEG), path.symlink_to("target")),
+    "link": _link,
     **{name: _holding(content) for name, content in _seeds()},
 }
 NAMES = [

@@ -71,7 +71,7 @@ class Steps:
         """Put the counters into this process."""
         for name in self._true:
             setattr(os, name, self._counted(name))
-        io.open = self._counted_open  # type: ignore[assignment]
+        io.open = self._counted_open
 
     def step(self, kind: str, half: Callable[[], object] = lambda: None) -> None:
         """Count a step; `half` does a part of it before a kill."""
@@ -106,8 +106,8 @@ class Steps:
         return counted
 
     def _mine(self, where: Any) -> bool:
-        path = os.readlink(f"/proc/self/fd/{where}") if isinstance(where, int) else os.fspath(where)
-        return not os.path.isabs(path) or path.startswith(self.folder)
+        path = Path(f"/proc/self/fd/{where}").readlink() if isinstance(where, int) else Path(where)
+        return not path.is_absolute() or path.is_relative_to(self.folder)
 
     def _counted_open(self, file: Any, mode: str = "r", *words: Any, **options: Any) -> Any:
         if not set(mode) & set("wax+") or isinstance(file, int) or not os.fspath(file).startswith(self.folder):
@@ -196,10 +196,9 @@ def _run(words: list[str], folder: Path, log: Path, fault: Fault | None, pause: 
     for number, suffix in ((2, ".err"), (1, ".out")):
         os.dup2(os.open(log.with_suffix(suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    from attacks.fake import FakeEncoder
     from pipeline import cli
     from pipeline.features import engines, extraction
-
-    from attacks.fake import FakeEncoder
 
     class Slow(FakeEncoder):
         def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -207,9 +206,9 @@ def _run(words: list[str], folder: Path, log: Path, fault: Fault | None, pause: 
             return super().encode(pixels)
 
     engines.ENGINES.update(dict.fromkeys(engines.ENGINES, Slow))
-    extraction.block_rows = lambda dim, nbytes=0: PART_ROWS
+    vars(extraction)["block_rows"] = lambda dim: PART_ROWS
     if not isolated:
-        extraction.Decoders = contextlib.nullcontext  # type: ignore[assignment, misc]
+        vars(extraction)["Decoders"] = contextlib.nullcontext
     steps = Steps(folder, fault)
     steps.install()
     try:
@@ -234,7 +233,7 @@ def colour(number: int) -> tuple[int, int, int]:
 
 def paint_folder(folder: Path, count: int) -> dict[str, tuple[int, ...]]:
     """Make `count` images in two classes; return the vector that each path must get."""
-    expected = {}
+    expected: dict[str, tuple[int, ...]] = {}
     for number in range(count):
         path = f"{'ab'[number % 2]}/{number:05d}.png"
         paint(folder / path, number + 1)
