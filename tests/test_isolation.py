@@ -19,6 +19,7 @@ from pipeline.errors import ImageError, PipelineError, UsageError
 from pipeline.features import extraction
 from pipeline.images.decode import load_pixels
 from pipeline.images.isolation import Decoders
+from pipeline.images.views import load_views
 
 HERE = str(Path(__file__).parent)
 
@@ -196,7 +197,7 @@ def test_an_extraction_survives_its_decoders(photos, tmp_path, monkeypatch):
         }
     # Another day, another Pillow: what crashed or hung is tried again though its file is the same.
     with monkeypatch.context() as patch:
-        patch.setattr(extraction, "load_pixels", load_pixels)
+        patch.setattr(extraction, "load_views", load_views)
         with run(photos, tmp_path / "f.h5") as store:
             assert {reason.split(":")[0] for reason in store.skipped.values()} == {"not-an-image"}
 
