@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -138,6 +139,16 @@ def _speed_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def _seconds(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
+    """Read a time such as 90, 60s or 5m."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    if not found:
+        raise click.BadParameter(f"{text!r} is no time; give seconds or minutes, such as 60s or 5m")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
 _max_bad = click.option(
     "--max-bad",
     type=click.FloatRange(0, 1),
@@ -241,16 +252,20 @@ def _print_extraction(store: Any, summary: Any, quiet: bool) -> None:
 @click.option("--head", default="logreg", help="A name below, or the import path of a scikit-learn classifier.")
 @click.option("--param", "params", multiple=True, metavar="NAME=VALUE", help="A parameter of the head; repeatable.")
 @click.option("--cv", type=int, metavar="K", help="Choose by K-fold cross-validation in the training split.")
+@click.option(
+    "--budget", callback=_seconds, metavar="TIME", help="For --head auto: how long to race, 60s or 5m.  [default: 60s]"
+)
+@click.option("--average-views", is_flag=True, help="Predict from the mean over the views of an image.")
+@click.option("--curve", is_flag=True, help="Also measure accuracy against training images, and extrapolate.")
 @click.option("--seed", default=0, help="Of drawn splits, folds and the head.")
 def train_head(
     features: tuple[str, ...],
     out: str,
     head: str,
     params: tuple[str, ...],
-    cv: int | None,
-    seed: int,
     as_json: bool,
     quiet: bool,
+    **options: Any,
 ) -> None:
     """Stage 2: train a classifier on cached vectors.
 
@@ -258,20 +273,20 @@ def train_head(
     stable hold-out. Several FEATURES files of the same images are joined by image.
 
     \b
-    Heads: logreg, ridge, linear-svm, svm, knn, lda, random-forest,
+    Heads: auto (races many), logreg, ridge, linear-svm, svm, knn, lda, random-forest,
     hist-gradient-boosting, nearest-centroid, dummy, dense
     """  # noqa: D301 - click's mark for lines that stay as they are
     from pipeline.heads.classifiers import parse_params
     from pipeline.heads.training import train_head as run
 
     with progress_bar(" fits", quiet) as progress:
-        bundle, report = run(list(features), head, params=parse_params(params), cv=cv, seed=seed, progress=progress)
+        bundle, report = run(list(features), head, params=parse_params(params), progress=progress, **options)
     path = bundle.save(out)
     if as_json:
         _print_json({"bundle": str(path), "accuracy": report.accuracy, **report.to_dict()})
         return
     click.echo(report.table())
-    click.echo(f"\n{path}: {head}{_params_text(report.params)}, scored on {report.scored_on}")
+    click.echo(f"\n{path}: {report.head}{_params_text(report.params)}, scored on {report.scored_on}")
     if not quiet:
         for note in report.notes:
             _say(f"note: {note}")

@@ -8,7 +8,10 @@ Traceback (most recent call last):
 pipeline.errors.ImageError: truncated: the file ends in the middle of a row
 """
 
+import contextlib
 import difflib
+import importlib.metadata
+import platform
 from collections.abc import Iterable
 
 
@@ -102,3 +105,16 @@ def closest(name: str, known: Iterable[str]) -> str:
     names = list(known)
     near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names)}"
+
+
+def installed_versions(*names: str) -> dict[str, str]:
+    """Return the versions of Python and of some distributions, those that are not installed left out.
+
+    >>> list(installed_versions("numpy", "no-such-thing"))
+    ['python', 'numpy']
+    """
+    versions = {"python": platform.python_version()}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions

@@ -5,10 +5,8 @@ replaces the old one in one rename. Memory holds one part and a few batches, nev
 """
 
 import contextlib
-import importlib.metadata
 import math
 import os
-import platform
 import socket
 import time
 from collections import deque
@@ -22,7 +20,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from pipeline.errors import LockedError, StoreError, UsageError, closest, count_of
+from pipeline.errors import LockedError, StoreError, UsageError, closest, count_of, installed_versions
 from pipeline.features.engines import Encoder, Speed, make_encoder
 from pipeline.features.plan import Found, Fresh, Parts, Plan
 from pipeline.features.recipe import Recipe, RecipeOptions
@@ -359,12 +357,8 @@ def _stamps(stamps: list[tuple[int, int]]) -> NDArray[np.int64]:
 
 
 def _versions(engine: str) -> dict[str, str]:
-    names = ["twostage-features", "numpy", "h5py", "Pillow", "keras", "openvino", "tensorflow"]
-    versions = {"engine": engine, "python": platform.python_version()}
-    for name in names:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
+    names = ("twostage-features", "numpy", "h5py", "Pillow", "keras", "openvino", "tensorflow")
+    return {"engine": engine, **installed_versions(*names)}
 
 
 def _assemble(plan: Plan, parts: Parts, target: Path, dtype: str) -> None:

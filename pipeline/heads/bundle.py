@@ -24,6 +24,7 @@ from pipeline.features.recipe import Recipe
 from pipeline.features.store import publish
 from pipeline.features.weights import FILE, check_digest
 from pipeline.heads.affine import AffineHead
+from pipeline.heads.classifiers import class_probabilities
 from pipeline.heads.trees import check_trees
 from pipeline.images.decode import Source
 from pipeline.images.views import load_kinds, split_kinds
@@ -141,12 +142,7 @@ class Bundle:
             raise UsageError(
                 f"features have shape {features.shape}, expected (n, {sum(self.dims)}): vectors of {self.describe()}"
             )
-        full = np.zeros((len(features), len(self.classes)))
-        if len(features):
-            head = self.affine or self.estimator()
-            proba = head.predict_proba(features.reshape(-1, features.shape[-1]))
-            full[:, np.asarray(head.classes_, int)] = proba.reshape(len(features), -1, proba.shape[1]).mean(axis=1)
-        return full
+        return class_probabilities(self.affine or self.estimator(), features, len(self.classes))
 
     def predict_proba(self, images: Source | Sequence[Source], speed: Speed = Speed()) -> NDArray[np.float64]:
         """Return the probability of each class for each image, float64 (n, number of classes).

@@ -152,7 +152,7 @@ _ROWS = (
         "lda",
         "linear discriminant analysis with shrinkage",
         _lda,
-        {"shrinkage": ("auto", 0.1, 0.3, 0.5)},
+        {"shrinkage": (0.03, 0.1, 0.3, 0.5)},
         softmax=True,
     ),
     Head("random-forest", "300 randomised trees", _random_forest, standardise=False),
@@ -220,6 +220,28 @@ def make_head(name: str, params: Mapping[str, object] | None = None, seed: int =
     if standardise:
         steps.append(("standardise", StandardScaler()))
     return Pipeline([*steps, ("head", _softmax_head(name, classifier) if softmax else classifier)])
+
+
+def class_probabilities(head: Any, X: np.ndarray, n_classes: int) -> np.ndarray:
+    """Ask a fitted head for probabilities, with a column also for classes that it has never seen.
+
+    Parameters
+    ----------
+    head : fitted classifier
+        Its ``classes_`` are indexes from 0 to `n_classes` - 1.
+    X : ndarray of float, shape (n, d) or (n, views, d)
+    n_classes : int
+
+    Returns
+    -------
+    ndarray of float64, shape (n, n_classes)
+        The mean over the views; a class without training images has probability 0.
+    """
+    full = np.zeros((len(X), n_classes))
+    if len(X):
+        proba = head.predict_proba(X.reshape(-1, X.shape[-1]))
+        full[:, np.asarray(head.classes_, int)] = proba.reshape(len(X), -1, proba.shape[1]).mean(axis=1)
+    return full
 
 
 def parse_params(pairs: Iterable[str]) -> dict[str, object]:

@@ -22,6 +22,7 @@ def evaluate(
     *,
     majority: int,
     top_k: Sequence[int] = (1, 3, 5),
+    units: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Compare probabilities with true labels.
 
@@ -37,12 +38,15 @@ def evaluate(
     top_k : sequence of int
         How many most probable classes to look among; those that are not below k are left out. Of
         equally probable classes the first in `classes` counts as the more probable one.
+    units : int array of shape (n,), optional
+        Rows with the same value belong to one group: intervals draw whole groups.
 
     Returns
     -------
     dict
         Ready for JSON, without a NaN: ``n``, ``classes``, ``accuracy``, ``accuracy_interval`` (95 %, see
-        `wilson_interval`), ``majority`` (``class`` and ``accuracy``), ``top_k`` (str to float),
+        `wilson_interval`; with groups that of `bootstrap_intervals`), ``intervals`` (95 %, of the other scores, see
+        `bootstrap_intervals`), ``majority`` (``class`` and ``accuracy``), ``top_k`` (str to float),
         ``balanced_accuracy`` (mean recall of the classes present), ``macro_f1`` (mean over the
         classes present or predicted), ``log_loss`` (nats), ``per_class`` (one dict a class: ``class``,
         ``precision``, ``recall``, ``f1``, ``support``; 0.0 where undefined) and ``confusion`` (k lists of
@@ -71,11 +75,17 @@ def evaluate(
     present = support > 0
     seen = present | np.isin(labels, predicted)
     correct = int((predicted == y_true).sum())
+    units = np.arange(len(y_true)) if units is None else np.unique(units, return_inverse=True)[1]
+    intervals = bootstrap_intervals(y_true, p, units)
+    by_draws = intervals.pop("accuracy")
+    grouped = len(np.unique(units)) < len(units)
     return {
         "n": len(y_true),
         "classes": [str(name) for name in classes],
         "accuracy": correct / len(y_true),
-        "accuracy_interval": list(wilson_interval(correct, len(y_true))),
+        # Score intervals hold what they promise also near 0 and 1, but only for images that stand on their own.
+        "accuracy_interval": by_draws if grouped else list(wilson_interval(correct, len(y_true))),
+        "intervals": intervals,
         "majority": {"class": str(classes[majority]), "accuracy": float((y_true == majority).mean())},
         "top_k": _top_k(y_true, p, top_k),
         "balanced_accuracy": float(recall[present].mean()),
@@ -122,6 +132,58 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
+def bootstrap_intervals(
+    y_true: np.ndarray, p: np.ndarray, units: np.ndarray, *, seed: int = 0, resamples: int = 1000
+) -> dict[str, list[float]]:
+    """Give 95 % percentile intervals of scores by drawing units again with replacement.
+
+    Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13; whole groups are drawn, since images
+    of one group are not independent of each other.
+
+    Parameters
+    ----------
+    y_true : int array of shape (n,)
+    p : float array of shape (n, k)
+    units : int array of shape (n,)
+        0 to the number of units less one.
+    seed : int
+    resamples : int
+
+    Returns
+    -------
+    dict
+        Lower and upper bound of ``accuracy``, ``balanced_accuracy``, ``macro_f1`` and ``log_loss``.
+
+    Examples
+    --------
+    >>> p = np.array([[0.8, 0.2], [0.4, 0.6], [0.3, 0.7], [0.9, 0.1]])
+    >>> bootstrap_intervals(np.array([0, 1, 0, 0]), p, np.arange(4))["accuracy"]
+    [0.25, 1.0]
+    """
+    rng = np.random.default_rng(seed)
+    k, count = p.shape[1], int(units.max()) + 1
+    predicted = p.argmax(axis=1)
+    right = (predicted == y_true).astype(float)
+    losses = -np.log(np.clip(p[np.arange(len(y_true)), y_true], np.finfo(p.dtype).eps, 1.0))
+    names = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
+    drawn = np.empty((resamples, len(names)))
+    for row in drawn:
+        weights = np.bincount(rng.integers(count, size=count), minlength=count)[units].astype(float)
+        hits, support, answers = (
+            np.bincount(labels, each, k)
+            for labels, each in ((y_true, weights * right), (y_true, weights), (predicted, weights))
+        )
+        present, seen = support > 0, support + answers > 0
+        row[:] = (
+            hits.sum() / weights.sum(),
+            (hits[present] / support[present]).mean(),
+            (2 * hits[seen] / (support + answers)[seen]).mean(),
+            (weights * losses).sum() / weights.sum(),
+        )
+    bounds = np.percentile(drawn, [2.5, 97.5], axis=0).T
+    return {name: [float(low), float(high)] for name, (low, high) in zip(names, bounds, strict=True)}
+
+
 def format_table(metrics: Mapping[str, Any], width: int = 80) -> str:
     """Lay out the metrics for a terminal: one line a class, then the totals and the baseline.
 
@@ -165,7 +227,7 @@ def format_table(metrics: Mapping[str, Any], width: int = 80) -> str:
     low, high = metrics["accuracy_interval"]
     majority = metrics["majority"]
     scores = [("balanced accuracy", "balanced_accuracy"), ("macro F1", "macro_f1"), ("log loss", "log_loss")]
-    parts = [f"{title} {metrics[key]:.3f}" for title, key in scores]
+    parts = [f"{title} {metrics[key]:.3f}{_bounds(metrics, key)}" for title, key in scores]
     parts += [f"top-{k} {value:.3f}" for k, value in metrics["top_k"].items() if k != "1"]
     baseline = f"majority baseline {majority['accuracy']:.3f} (always "
     lines += [
@@ -339,6 +401,11 @@ def _checked_width(width: int) -> int:
 def _pad(text: str, width: int) -> str:
     text = shorten(text, width)
     return text + " " * (width - display_width(text))
+
+
+def _bounds(metrics: Mapping[str, Any], key: str) -> str:
+    low, high = metrics.get("intervals", {}).get(key, (None, None))
+    return "" if low is None else f" ({low:.3f} to {high:.3f})"
 
 
 def _wrap(parts: Sequence[str], width: int) -> list[str]:

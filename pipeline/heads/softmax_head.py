@@ -1,14 +1,20 @@
 """`SoftmaxHead`: probabilities for classifiers that only have decision values."""
 
 import warnings
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.utils.validation import check_is_fitted
+
+from pipeline.heads.folds import make_folds
+
+# NearestCentroid warns of constant columns, which its decision values take into account, and shrinkage of classes
+# with a single image; both are as good as such data allow.
+HARMLESS = ("self.within_class_std_dev_", "Only one sample available")
 
 
 class SoftmaxHead(ClassifierMixin, BaseEstimator):
@@ -42,7 +48,7 @@ class SoftmaxHead(ClassifierMixin, BaseEstimator):
         self.estimator = estimator
         self.folds = folds
 
-    def fit(self, X: Any, y: Any) -> "SoftmaxHead":
+    def fit(self, X: Any, y: Any, units: Any = None) -> "SoftmaxHead":
         """Fit the classifier on all rows, and the temperature on decisions made out of fold.
 
         Parameters
@@ -50,6 +56,8 @@ class SoftmaxHead(ClassifierMixin, BaseEstimator):
         X : array of shape (n, d)
         y : array of shape (n,)
             Labels of any kind.
+        units : array of shape (n,), optional
+            Rows with the same value stay in one fold.
 
         Returns
         -------
@@ -57,12 +65,13 @@ class SoftmaxHead(ClassifierMixin, BaseEstimator):
             Itself.
         """
         with warnings.catch_warnings():
-            # NearestCentroid warns of constant columns, which its decision values take into account, and
-            # shrinkage of classes with a single image; both are as good as such data allow.
-            warnings.filterwarnings("ignore", message="self.within_class_std_dev_", category=UserWarning)
-            warnings.filterwarnings("ignore", message="Only one sample available", category=UserWarning)
+            for message in HARMLESS:
+                warnings.filterwarnings("ignore", message=message, category=UserWarning)
+            X, y = np.asarray(X), np.asarray(y)
             self.estimator_ = clone(self.estimator).fit(X, y)
-            self.temperature_ = self._temperature(np.asarray(X), np.asarray(y))
+            (self.temperature_,) = choose_temperatures(
+                lambda inner: [clone(self.estimator).fit(X[inner], y[inner])], X, y, units, self.folds
+            ) or [1.0]
         self.classes_: np.ndarray = self.estimator_.classes_
         self.n_features_in_: int = self.estimator_.n_features_in_
         return self
@@ -110,18 +119,51 @@ class SoftmaxHead(ClassifierMixin, BaseEstimator):
         columns = _logits(self.decision_function(X)).argmax(axis=1)
         return np.asarray(self.classes_[columns])
 
-    def _temperature(self, X: np.ndarray, y: np.ndarray) -> float:
-        from sklearn.base import clone
+    @classmethod
+    def of(cls, fitted: Any, temperature: float) -> "SoftmaxHead":
+        """Wrap a classifier that is fitted already."""
+        head = cls(clone(fitted))
+        head.estimator_, head.temperature_ = fitted, temperature
+        head.classes_, head.n_features_in_ = fitted.classes_, fitted.n_features_in_
+        return head
 
-        classes, codes, counts = np.unique(y, return_inverse=True, return_counts=True)
-        common = counts >= self.folds  # a rarer class cannot be in every fold: it takes no part
-        rows = common[codes]
-        if common.sum() < 2:
-            return 1.0
-        decision = cross_val_predict(
-            clone(self.estimator), X[rows], y[rows], cv=StratifiedKFold(self.folds), method="decision_function"
-        )
-        return fit_temperature(_logits(decision), np.searchsorted(classes[common], y[rows]))
+
+def choose_temperatures(
+    fit: Callable[[np.ndarray], Iterable[Any]], X: np.ndarray, y: np.ndarray, units: Any = None, folds: int = 3
+) -> list[float]:
+    """Choose the temperature of each of several classifiers on decisions made out of fold.
+
+    Parameters
+    ----------
+    fit : callable
+        From the numbers of some rows to the classifiers fitted on them.
+    X : array of shape (n, d)
+    y : array of shape (n,)
+    units : array of shape (n,), optional
+        Rows with the same value stay in one fold.
+    folds : int
+        Classes of fewer units than this take no part.
+
+    Returns
+    -------
+    list of float
+        As many as `fit` gives; empty where fewer than two classes can take part.
+    """
+    units = np.arange(len(y)) if units is None else np.asarray(units)
+    classes, codes = np.unique(y, return_inverse=True)
+    of_units = np.unique(np.column_stack([codes, np.unique(units, return_inverse=True)[1]]), axis=0)[:, 0]
+    common = np.bincount(of_units, minlength=len(classes)) >= folds
+    if common.sum() < 2:
+        return []
+    rows = np.flatnonzero(common[codes])
+    labels = np.searchsorted(classes[common], y[rows])
+    decisions: list[list[np.ndarray]] = []
+    truths = []
+    for inner, outer in make_folds(labels, folds, units=units[rows]):
+        if len(np.unique(labels[inner])) == common.sum():  # groups may hold a class back
+            decisions.append([_logits(each.decision_function(X[rows[outer]])) for each in fit(rows[inner])])
+            truths.append(labels[outer])
+    return [fit_temperature(np.vstack(each), np.concatenate(truths)) for each in zip(*decisions, strict=True)]
 
 
 def _logits(decision: np.ndarray) -> np.ndarray:

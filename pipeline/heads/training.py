@@ -1,9 +1,6 @@
 """Stage 2: cached vectors to a fitted head, an honest report, and a bundle."""
 
 import contextlib
-import importlib.metadata
-import os
-import platform
 import time
 import warnings
 from collections import Counter
@@ -14,46 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import PipelineError, TrainingError, UsageError, count_of
-from pipeline.features.store import FeatureStore
+from pipeline.errors import PipelineError, TrainingError, UsageError, count_of, installed_versions
 from pipeline.heads.bundle import Bundle
-from pipeline.heads.classifiers import HEADS, make_head
+from pipeline.heads.classifiers import make_head
 from pipeline.heads.evaluation import evaluate, format_confusion, format_table
-from pipeline.images.splits import draw_splits
+from pipeline.heads.fitting import Fitter, one_blas_thread
+from pipeline.heads.joining import Features, TrainingData, load_training_data
+from pipeline.heads.learning_curve import format_curve, learning_curve
+from pipeline.heads.search import AUTO, DEFAULT_BUDGET, DEFAULT_FOLDS, choose, format_leaderboard, race
 
 SPLITS = ("train", "validation", "test")
-DEFAULT_FOLDS = 5
-
-Features = FeatureStore | str | os.PathLike[str]
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """Vectors and labels of images, joined from one or several feature files.
-
-    Parameters
-    ----------
-    X : ndarray of float32, shape (n, sum of dims)
-    y : ndarray of int, shape (n,)
-        Index into `classes`; every row is labelled.
-    splits, groups : ndarray of str, shape (n,)
-    classes : tuple of str
-    stores : tuple of FeatureStore
-    notes : tuple of str
-        What a person should know: images left out, splits drawn.
-    """
-
-    X: NDArray[np.float32]
-    y: NDArray[np.int64]
-    splits: NDArray[np.str_]
-    groups: NDArray[np.str_]
-    classes: tuple[str, ...]
-    stores: tuple[FeatureStore, ...]
-    notes: tuple[str, ...]
-
-    def rows(self, split: str) -> NDArray[np.int64]:
-        """Return the rows of a split."""
-        return np.flatnonzero(self.splits == split)
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,7 +37,9 @@ class Report:
     metrics : dict of str to dict
         For each split that was scored, see `pipeline.heads.evaluation.evaluate`.
     candidates : list of dict
-        What was tried: ``{"params", "accuracy", "log_loss"}``, with the split or folds that judged.
+        What was tried: ``{"head", "params", "accuracy", "log_loss"}``. Where folds judged, the best first, with
+        ``accuracy_sd`` over the ``folds``, mean ``fit_seconds`` of a fold, ``predict_seconds_per_1000`` images,
+        and for the finalists of a race ``validation_accuracy`` and ``validation_log_loss``.
     chosen_on : str
         ``"validation"``, ``"cross-validation"`` or ``""`` when nothing was chosen.
     counts : dict of str to int
@@ -80,6 +49,8 @@ class Report:
         Wall-clock time of fitting and choosing.
     history : dict of str to list of float
         Curves of a Keras head, else empty.
+    curve : dict
+        Accuracy against images per class, see `pipeline.heads.learning_curve.learning_curve`; else empty.
     provenance : dict
         Recipes, seed and versions.
     """
@@ -94,6 +65,7 @@ class Report:
     notes: list[str]
     seconds: float
     history: dict[str, list[float]] = field(default_factory=dict)
+    curve: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -115,7 +87,12 @@ class Report:
         if "cross-validation" in self.metrics and self.scored_on != "cross-validation":
             folded = self.metrics["cross-validation"]
             lines.append(f"cross-validated accuracy {folded['accuracy']:.3f} on {folded['n']} training images")
-        return "\n".join([*lines, "", format_confusion(metrics, width)])
+        lines += ["", format_confusion(metrics, width)]
+        if len({each["head"] for each in self.candidates}) > 1:
+            lines += ["", format_leaderboard(self.candidates, width)]
+        if self.curve:
+            lines += ["", format_curve(self.curve, width)]
+        return "\n".join(lines)
 
 
 def train_head(
@@ -125,26 +102,37 @@ def train_head(
     params: Mapping[str, Any] | None = None,
     cv: int | None = None,
     seed: int = 0,
+    budget: float | None = None,
+    average_views: bool = False,
+    curve: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Bundle, Report]:
     """Fit on the training split, choose on validation, report on test.
 
     A file without splits gets a stable hold-out, drawn class by class from the hash of each path. The
     strength of a head (the ``C`` of logreg, say) that is not given in `params` is chosen on the validation
-    split, or by cross-validation inside the training split when `cv` is given.
+    split, or by cross-validation inside the training split when `cv` is given. Where images have several
+    views, each view of a training image is a sample of its own.
 
     Parameters
     ----------
     features : FeatureStore, path, or a sequence of them
         Several files of the same images (other backbones, layers, sizes) are joined by image.
     head : str
-        A name of the table of heads, or the import path of a scikit-learn classifier.
+        A name of the table of heads, the import path of a scikit-learn classifier, or ``"auto"``: many heads
+        race, see `pipeline.heads.search.race`.
     params : mapping or None
         Parameters of the classifier, by plain name.
     cv : int or None
         Folds for choosing and for a cross-validated score.
     seed : int
         Of the splits drawn, the folds, and the head.
+    budget : float or None
+        Seconds that the race of ``"auto"`` may take; None for 60.
+    average_views : bool
+        Whether predictions are the mean over the views of an image, instead of that of its first.
+    curve : bool
+        Whether to measure how accuracy grows with the training images, see `pipeline.heads.learning_curve`.
     progress : callable (done, total) or None
         Called after each fit.
 
@@ -158,19 +146,22 @@ def train_head(
     TrainingError
         If there is nothing to train on: no labels, a single class, vectors that are not finite.
     UsageError
-        If the head or a parameter does not exist.
+        If the head or a parameter does not exist, or options do not go together.
 
     Examples
     --------
     >>> bundle, report = train_head("artifacts/photos.h5", head="logreg")  # doctest: +SKIP
     """
     params = dict(params or {})
-    make_head(head, params, seed)  # a wrong name or parameter is an error before files are read
+    _check_options(head, params, cv, seed, budget)
     data = load_training_data(features, seed)
+    fitter = Fitter(data, seed, average_views)
     started = time.monotonic()
     train, validation = data.rows("train"), data.rows("validation")
-    notes = list(data.notes)
     smallest = _check_trainable(data, train, cv)
+    if average_views and data.X.shape[1] == 1:
+        raise UsageError("average_views needs several views of each image; extract with --views first")
+    notes = list(data.notes)
     if cv is None and not len(validation) and not len(data.rows("test")):
         cv = min(DEFAULT_FOLDS, smallest)
         notes.append(f"every image is in the training split, so scores come from {cv} folds of it")
@@ -178,21 +169,19 @@ def train_head(
         f"class {data.classes[label]!r} has no training image and is never predicted"
         for label in sorted(set(range(len(data.classes))) - set(data.y[train].tolist()))
     ]
-    with _told(head) as warned:
-        chosen = _choose(data, head, params, cv, seed, progress)
-        fitted = chosen.fitted or _fit(data, make_head(head, chosen.params, seed), train, validation)
-    majority = int(np.bincount(data.y[train]).argmax())
-    metrics = {}
-    for split in ("validation", "test"):
-        rows = data.rows(split)
-        if len(rows):
-            proba = _full_probabilities(fitted, data.X[rows], len(data.classes))
-            metrics[split] = evaluate(data.y[rows], proba, data.classes, majority=majority)
-    if chosen.folded is not None:
-        metrics["cross-validation"] = evaluate(data.y[train], chosen.folded, data.classes, majority=majority)
+    with _told(head) as warned, one_blas_thread():
+        if head == AUTO:
+            chosen = race(fitter, cv, DEFAULT_BUDGET if budget is None else budget, progress)
+        else:
+            chosen = choose(fitter, head, params, cv, progress)
+        fitted = chosen.fitted or next(fitter.fit(chosen.head, [chosen.params], train, watched=validation))
+        growth = learning_curve(fitter, chosen.head, chosen.params) if curve else {}
+    notes += chosen.notes
+    metrics = _metrics(fitter, fitted, chosen.folded)
     scored_on = next(name for name in ("test", "validation", "cross-validation") if name in metrics)
-    if scored_on == chosen.chosen_on == "validation":
-        notes.append("the validation images also chose the parameters, so this score is a little too good")
+    if scored_on == chosen.chosen_on:
+        images = "validation images" if scored_on == "validation" else "folds"
+        notes.append(f"the {images} also chose the parameters, so this score is a little too good")
     elif scored_on == "validation" and hasattr(fitted[-1], "keras_model"):
         notes.append("the validation images also chose when to stop, so this score is a little too good")
     notes += sorted(warned)
@@ -202,10 +191,10 @@ def train_head(
         "fingerprints": [recipe.fingerprint for recipe in recipes],
         "recipes": [str(recipe) for recipe in recipes],
         "images": len(data.y),
-        "versions": _versions(),
+        "versions": installed_versions("twostage-features", "numpy", "scikit-learn", "skops", "keras", "tensorflow"),
     }
     report = Report(
-        head=head,
+        head=chosen.head,
         params=chosen.params,
         scored_on=scored_on,
         metrics=metrics,
@@ -215,102 +204,49 @@ def train_head(
         notes=notes,
         seconds=round(time.monotonic() - started, 3),
         history=dict(getattr(fitted[-1], "history_", {})),
+        curve=growth,
         provenance=provenance,
     )
     bundle = Bundle(
         recipes=tuple(recipes),
-        dims=tuple(store.shape[1] for store in data.stores),
+        dims=tuple(store.shape[-1] for store in data.stores),
         classes=data.classes,
         head=fitted,
-        head_name=head,
+        head_name=chosen.head,
         params=chosen.params,
         report=report.to_dict(),
         provenance=provenance,
+        average_views=average_views,
     )
     return bundle, report
 
 
-def load_training_data(features: Features | Sequence[Features], seed: int = 0) -> TrainingData:
-    """Read and join feature files; drop rows without label; draw splits where there are none.
-
-    Raises
-    ------
-    TrainingError
-        If the files do not belong together, or nothing is labelled.
-    """
-    given: list[Any] = list(features) if isinstance(features, (list, tuple)) else [features]
-    if not given:
-        raise UsageError("no feature file was given; name at least one")
-    names = [os.path.realpath(each.path if isinstance(each, FeatureStore) else each) for each in given]
-    if len(set(names)) < len(names):
-        raise UsageError("a feature file was given twice; give it once")
-    stores = tuple(each if isinstance(each, FeatureStore) else FeatureStore(each) for each in given)
-    first = stores[0]
-    notes: list[str] = []
-    rows = _joined_rows(stores, notes)
-    labels = first.labels[rows[0]].astype(np.int64)
-    labelled = np.flatnonzero(labels >= 0)
-    if not len(labelled):
-        raise TrainingError(
-            f"{first.path} has no labels, so there is nothing to learn; extract a folder of class folders or a"
-            " manifest with a label column"
-        )
-    if missing := len(labels) - len(labelled):
-        notes.append(f"{missing} images without a label were left out")
-    rows = [each[labelled] for each in rows]
-    blocks = [store.take(each) for store, each in zip(stores, rows, strict=True)]
-    for store, block in zip(stores, blocks, strict=True):
-        if bad := np.count_nonzero(~np.isfinite(block).all(axis=1)):
-            raise TrainingError(f"{bad} vectors of {store.path} are not finite; check it with verify.py")
-    picked = rows[0].tolist()
-    groups = [first.index.groups[row] for row in picked]
-    y = labels[labelled]
-    splits, drawn = draw_splits(
-        [first.paths[row] for row in picked],
-        y.tolist(),
-        groups,
-        [first.splits[row] for row in picked],
-        seed=seed,
-        classes=first.classes,
-    )
-    return TrainingData(
-        X=np.concatenate(blocks, axis=1) if len(blocks) > 1 else blocks[0],
-        y=y,
-        splits=np.array(splits),
-        groups=np.array(groups),
-        classes=first.classes,
-        stores=stores,
-        notes=(*notes, *drawn),
-    )
+def _check_options(head: str, params: Mapping[str, Any], cv: int | None, seed: int, budget: float | None) -> None:
+    """Refuse what is wrong before files are read."""
+    if head == AUTO and params:
+        raise UsageError("head 'auto' chooses the parameters itself; name a head, or leave out the parameters")
+    if head != AUTO:
+        make_head(head, params, seed)
+    if budget is not None and head != AUTO:
+        raise UsageError(f"a budget is for head 'auto', not for {head!r}; leave it out")
+    if budget is not None and not 0 < budget < float("inf"):
+        raise UsageError(f"budget {budget} is no time; give seconds above 0, such as 60")
+    if cv is not None and cv < 2:
+        raise UsageError(f"cv {cv} makes no folds; give 2 or more")
 
 
-def _joined_rows(stores: Sequence[FeatureStore], notes: list[str]) -> list[NDArray[np.int64]]:
-    """Return, for each store, the rows of the images that all have, in the order of the first."""
-    first = stores[0]
-    common = [path for path in first.paths if all(path in store.positions for store in stores[1:])]
-    for store in stores[1:]:
-        if store.classes != first.classes:
-            raise TrainingError(
-                f"{store.path} has classes {list(store.classes)}, {first.path} has {list(first.classes)};"
-                " extract both from the same images"
-            )
-    if not common:
-        raise TrainingError(
-            f"{', '.join(str(s.path) for s in stores)} have no image in common; extract the same folder"
-        )
-    joined = [np.array([store.positions[path] for path in common], np.int64) for store in stores]
-    for store, rows in zip(stores, joined, strict=True):
-        same = (store.index.digests[rows] == first.index.digests[joined[0]]).all(axis=1)
-        same &= store.labels[rows] == first.labels[joined[0]]
-        if not same.all():
-            example = common[int(np.flatnonzero(~same)[0])]
-            raise TrainingError(
-                f"{example!r} has other content or another label in {store.path} than in {first.path};"
-                " extract both anew from the same folder"
-            )
-        if lost := len(store) - len(common):
-            notes.append(f"{lost} images of {store.path} are not in every file and were left out")
-    return joined
+def _metrics(fitter: Fitter, fitted: Any, folded: NDArray[np.float64] | None) -> dict[str, dict[str, Any]]:
+    """Score the fitted head on the splits that it has not seen, and what the folds said of the training split."""
+    data, train = fitter.data, fitter.data.rows("train")
+    majority = int(np.bincount(data.y[train]).argmax())
+    asked = {split: data.rows(split) for split in ("validation", "test")}
+    answers = {split: fitter.probabilities(fitted, rows) for split, rows in asked.items() if len(rows)}
+    if folded is not None:
+        asked["cross-validation"], answers["cross-validation"] = train, folded
+    return {
+        name: evaluate(data.y[asked[name]], proba, data.classes, majority=majority, units=data.units[asked[name]])
+        for name, proba in answers.items()
+    }
 
 
 @contextlib.contextmanager
@@ -318,10 +254,14 @@ def _told(head: str) -> Iterator[set[str]]:
     """Turn what scikit-learn raises while fitting into this package's errors, and its warnings into notes."""
     from sklearn.utils._param_validation import InvalidParameterError
 
+    from pipeline.heads.softmax_head import HARMLESS
+
     notes: set[str] = set()
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
+            for message in HARMLESS:
+                warnings.filterwarnings("ignore", message=message)
             yield notes
         notes.update(f"{head}: {str(each.message).strip().splitlines()[0]}" for each in caught)
     except PipelineError:
@@ -343,11 +283,9 @@ def _check_trainable(data: TrainingData, train: NDArray[np.int64], cv: int | Non
     if len(counts) < 2:
         only = data.classes[next(iter(counts))]
         raise TrainingError(f"all training images are of the class {only!r}; a classifier needs at least two classes")
-    if cv is not None and cv < 2:
-        raise UsageError(f"cv {cv} makes no folds; give 2 or more")
     # An image of a group counts with its group, which no fold may cut.
-    units = {(label, group or row) for row, label, group in _rows_with_groups(data, train)}
-    unit = "training group" if any(isinstance(unit, str) for _, unit in units) else "training image"
+    units = set(zip(data.y[train].tolist(), data.units[train].tolist(), strict=True))
+    unit = "training group" if data.groups[train].any() else "training image"
     rarest, smallest = min(Counter(label for label, _ in units).items(), key=lambda item: item[1])
     needed = cv or (2 if len(train) == len(data.y) else 1)
     if smallest < needed:
@@ -356,105 +294,3 @@ def _check_trainable(data: TrainingData, train: NDArray[np.int64], cv: int | Non
             + (", or leave out --cv" if cv else "")
         )
     return smallest
-
-
-def _rows_with_groups(data: TrainingData, rows: NDArray[np.int64]) -> Iterator[tuple[int, int, str]]:
-    return zip(rows.tolist(), data.y[rows].tolist(), data.groups[rows].tolist(), strict=True)
-
-
-@dataclass(frozen=True)
-class _Choice:
-    params: dict[str, Any]
-    candidates: list[dict[str, Any]]
-    chosen_on: str
-    fitted: Any = None
-    folded: NDArray[np.float64] | None = None  # out-of-fold probabilities of the training rows
-
-
-def _choose(
-    data: TrainingData,
-    head: str,
-    params: dict[str, Any],
-    cv: int | None,
-    seed: int,
-    progress: Callable[[int, int], None] | None,
-) -> _Choice:
-    """Try the head's search path, as far as the user left it open, and take the best."""
-    train, validation = data.rows("train"), data.rows("validation")
-    search = HEADS[head].search if head in HEADS else {}
-    open_names = [name for name in search if name not in params]
-    grid = [{**params, name: value} for name in open_names[:1] for value in search[name]]
-    judged_on = "cross-validation" if cv else "validation" if len(validation) else ""
-    if not grid or not judged_on:
-        if not cv:
-            return _Choice(params, [], "")
-        grid = [params]
-    results: list[tuple[dict[str, Any], Any, NDArray[np.float64], dict[str, float]]] = []
-    for number, candidate in enumerate(grid):
-        fitted = None
-        if cv:
-            proba, accuracies = _cross_validate(data, head, candidate, train, cv, seed)
-            truth = data.y[train]
-        else:
-            fitted = _fit(data, make_head(head, candidate, seed), train, validation)
-            proba, accuracies = _full_probabilities(fitted, data.X[validation], len(data.classes)), []
-            truth = data.y[validation]
-        results.append((candidate, fitted, proba, _score(truth, proba, accuracies)))
-        if progress:
-            progress(number + 1, len(grid))
-    best, fitted, proba, _ = max(results, key=lambda result: (result[3]["accuracy"], -result[3]["log_loss"]))
-    candidates = [{"params": candidate, **score} for candidate, _, _, score in results]
-    return _Choice(best, candidates, judged_on if len(grid) > 1 else "", fitted, proba if cv else None)
-
-
-def _score(truth: NDArray[np.int64], proba: NDArray[np.float64], accuracies: list[float]) -> dict[str, float]:
-    own = np.clip(proba[np.arange(len(truth)), truth], 1e-15, 1.0)
-    score = {"accuracy": float((proba.argmax(axis=1) == truth).mean()), "log_loss": float(-np.log(own).mean())}
-    if accuracies:
-        score["accuracy_sd"] = float(np.std(accuracies, ddof=1))
-    return score
-
-
-def _cross_validate(
-    data: TrainingData, head: str, params: dict[str, Any], train: NDArray[np.int64], cv: int, seed: int
-) -> tuple[NDArray[np.float64], list[float]]:
-    """Return out-of-fold probabilities (len(train), K) and the accuracy of each fold."""
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-
-    groups = data.groups[train].tolist()
-    # An image without a group is a group of its own.
-    units = [group or f"\0{row}" for row, group in zip(train.tolist(), groups, strict=True)] if any(groups) else None
-    kind = StratifiedGroupKFold if units else StratifiedKFold
-    proba = np.zeros((len(train), len(data.classes)))
-    accuracies = []
-    for inner, outer in kind(cv, shuffle=True, random_state=seed).split(train, data.y[train], units):
-        fitted = _fit(data, make_head(head, params, seed), train[inner], np.empty(0, np.int64))
-        proba[outer] = _full_probabilities(fitted, data.X[train[outer]], len(data.classes))
-        accuracies.append(float((proba[outer].argmax(axis=1) == data.y[train[outer]]).mean()))
-    return proba, accuracies
-
-
-def _fit(data: TrainingData, head: Any, train: NDArray[np.int64], validation: NDArray[np.int64]) -> Any:
-    """Fit a pipeline; a head that stops early is shown the validation rows."""
-    X, y = data.X[train], data.y[train]
-    validation = validation[np.isin(data.y[validation], y)]  # an unknown class cannot tell when to stop
-    if len(validation) and hasattr(head[-1], "keras_model"):
-        before = head[:-1]
-        X = before.fit_transform(X, y)
-        head[-1].fit(X, y, validation_data=(before.transform(data.X[validation]), data.y[validation]))
-        return head
-    return head.fit(X, y)
-
-
-def _full_probabilities(head: Any, X: NDArray[np.float32], n_classes: int) -> NDArray[np.float64]:
-    full = np.zeros((len(X), n_classes))
-    full[:, np.asarray(head.classes_, int)] = head.predict_proba(X)
-    return full
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in ("twostage-features", "numpy", "scikit-learn", "skops", "keras", "tensorflow"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions

@@ -1,0 +1,150 @@
+"""Feature files to training data: joined by image, never by position, with splits and units."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import TrainingError, UsageError
+from pipeline.features.store import FeatureStore
+from pipeline.images.splits import draw_splits
+
+Features = FeatureStore | str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Vectors and labels of images, joined from one or several feature files.
+
+    Parameters
+    ----------
+    X : ndarray of float32, shape (n, v, sum of dims)
+        The first of the v views of an image is the image as it is.
+    y : ndarray of int, shape (n,)
+        Index into `classes`; every row is labelled.
+    splits, groups : ndarray of str, shape (n,)
+    classes : tuple of str
+    stores : tuple of FeatureStore
+    notes : tuple of str
+        What a person should know: images left out, splits drawn.
+    """
+
+    X: NDArray[np.float32]
+    y: NDArray[np.int64]
+    splits: NDArray[np.str_]
+    groups: NDArray[np.str_]
+    classes: tuple[str, ...]
+    stores: tuple[FeatureStore, ...]
+    notes: tuple[str, ...]
+
+    def rows(self, split: str) -> NDArray[np.int64]:
+        """Return the rows of a split."""
+        return np.flatnonzero(self.splits == split)
+
+    @cached_property
+    def units(self) -> NDArray[np.int64]:
+        """Return a number for each row, shape (n,): rows of one number share a group and are never parted."""
+        own = [group or f"\0{row}" for row, group in enumerate(self.groups.tolist())]
+        return np.unique(own, return_inverse=True)[1].astype(np.int64)
+
+
+def load_training_data(features: Features | Sequence[Features], seed: int = 0) -> TrainingData:
+    """Read and join feature files; drop rows without label; draw splits where there are none.
+
+    Raises
+    ------
+    TrainingError
+        If the files do not belong together, or nothing is labelled.
+    """
+    given: list[Any] = list(features) if isinstance(features, (list, tuple)) else [features]
+    if not given:
+        raise UsageError("no feature file was given; name at least one")
+    names = [os.path.realpath(each.path if isinstance(each, FeatureStore) else each) for each in given]
+    if len(set(names)) < len(names):
+        raise UsageError("a feature file was given twice; give it once")
+    stores = tuple(each if isinstance(each, FeatureStore) else FeatureStore(each) for each in given)
+    first = stores[0]
+    notes: list[str] = []
+    rows = _joined_rows(stores, notes)
+    labels = first.labels[rows[0]].astype(np.int64)
+    labelled = np.flatnonzero(labels >= 0)
+    if not len(labelled):
+        raise TrainingError(
+            f"{first.path} has no labels, so there is nothing to learn; extract a folder of class folders or a"
+            " manifest with a label column"
+        )
+    if missing := len(labels) - len(labelled):
+        notes.append(f"{missing} images without a label were left out")
+    rows = [each[labelled] for each in rows]
+    blocks = [_vectors(store, each) for store, each in zip(stores, rows, strict=True)]
+    picked = rows[0].tolist()
+    groups = [first.index.groups[row] for row in picked]
+    y = labels[labelled]
+    splits, drawn = draw_splits(
+        [first.paths[row] for row in picked],
+        y.tolist(),
+        groups,
+        [first.splits[row] for row in picked],
+        seed=seed,
+        classes=first.classes,
+    )
+    return TrainingData(
+        X=np.concatenate(blocks, axis=2) if len(blocks) > 1 else blocks[0],
+        y=y,
+        splits=np.array(splits),
+        groups=np.array(groups),
+        classes=first.classes,
+        stores=stores,
+        notes=(*notes, *drawn),
+    )
+
+
+def _vectors(store: FeatureStore, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Read the vectors (n, v, dim) of some rows of a file."""
+    block = store.take(rows)
+    block = block.reshape(len(rows), -1, block.shape[-1])
+    if bad := np.count_nonzero(~np.isfinite(block).all(axis=(1, 2))):
+        raise TrainingError(f"{bad} vectors of {store.path} are not finite; check it with verify.py")
+    return block
+
+
+def _joined_rows(stores: Sequence[FeatureStore], notes: list[str]) -> list[NDArray[np.int64]]:
+    """Return, for each store, the rows of the images that all have, in the order of the first."""
+    first = stores[0]
+    common = [path for path in first.paths if all(path in store.positions for store in stores[1:])]
+    for store in stores[1:]:
+        if store.classes != first.classes:
+            raise TrainingError(
+                f"{store.path} has classes {list(store.classes)}, {first.path} has {list(first.classes)};"
+                " extract both from the same images"
+            )
+        if (views := _views(store)) != _views(first):
+            raise TrainingError(
+                f"{store.path} has the views {views!r}, {first.path} has {_views(first)!r}; extract both with the same"
+                " --views"
+            )
+    if not common:
+        raise TrainingError(
+            f"{', '.join(str(s.path) for s in stores)} have no image in common; extract the same folder"
+        )
+    joined = [np.array([store.positions[path] for path in common], np.int64) for store in stores]
+    for store, rows in zip(stores, joined, strict=True):
+        same = (store.index.digests[rows] == first.index.digests[joined[0]]).all(axis=1)
+        same &= store.labels[rows] == first.labels[joined[0]]
+        if not same.all():
+            example = common[int(np.flatnonzero(~same)[0])]
+            raise TrainingError(
+                f"{example!r} has other content or another label in {store.path} than in {first.path};"
+                " extract both anew from the same folder"
+            )
+        if lost := len(store) - len(common):
+            notes.append(f"{lost} images of {store.path} are not in every file and were left out")
+    return joined
+
+
+def _views(store: FeatureStore) -> str:
+    return str(getattr(store.recipe, "views", "1"))

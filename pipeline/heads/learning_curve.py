@@ -1,0 +1,236 @@
+"""Learning curve: accuracy against training images, and whether more of them would help."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.heads.fitting import Fitter, Rows
+
+_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+_REPEATS = 3  # draws of each smaller part
+_FOLDS = 3
+_RESAMPLES = 400
+_EXPONENTS = np.linspace(0.05, 2.0, 40)
+_WORTH = 0.01  # a gain in accuracy below this counts as hardly any
+_FEWEST_POINTS = 4
+
+
+def learning_curve(fitter: Fitter, head: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Fit a head on ever larger, nested parts of the training split, and extrapolate with care.
+
+    A part holds the same share of every class, and whole groups. Accuracy is that on the validation split, or,
+    where there is none, on folds of the training split. An inverse power law, error = floor + scale * images **
+    -exponent (Cortes et al., "Learning Curves: Asymptotic Values and Rate of Convergence", NIPS 1993), is fitted
+    to the errors; its band comes from drawing the scored images (or groups) again with replacement.
+
+    Parameters
+    ----------
+    fitter : Fitter
+    head : str
+    params : mapping
+        Kept the same for every part.
+
+    Returns
+    -------
+    dict
+        Ready for JSON: ``scored_on``; ``points``, each with ``images``, ``per_class`` (mean images a class),
+        ``accuracy`` and ``interval`` (95 %); ``fit`` with ``floor``, ``scale`` and ``exponent``, or None where the
+        law does not describe the points; ``extrapolation``, for two and four times the images ``images``,
+        ``accuracy`` and ``interval``, empty without a fit; ``verdict``, a sentence.
+    """
+    sizes, right, units, scored_on = _measure(fitter, head, params)
+    draws = _resampled(units, fitter.seed) @ right.T  # (resamples, sizes): accuracies
+    accuracies = right.mean(axis=1)
+    classes = len(np.unique(fitter.data.y[fitter.data.rows("train")]))
+    points = [
+        {
+            "images": int(size),
+            "per_class": round(float(size / classes), 1),
+            "accuracy": float(accuracy),
+            "interval": _interval(drawn),
+        }
+        for size, accuracy, drawn in zip(sizes, accuracies, draws.T, strict=True)
+    ]
+    law, reason = extrapolate(sizes, 1.0 - accuracies, 1.0 - draws)
+    result: dict[str, Any] = {"scored_on": scored_on, "points": points, "fit": None, "extrapolation": []}
+    if law is None:
+        return {**result, "verdict": f"no extrapolation: {reason}"}
+    more = [
+        {"images": int(size), "accuracy": float(1 - law.error(size)), "interval": _interval(1 - law.band(size))}
+        for size in (2 * sizes[-1], 4 * sizes[-1])
+    ]
+    return {**result, "fit": law.to_dict(), "extrapolation": more, "verdict": law.verdict(sizes[-1])}
+
+
+class PowerLaw:
+    """An inverse power law and the laws of the resampled points, ``error = floor + scale * images ** -exponent``.
+
+    Parameters
+    ----------
+    best : ndarray of float64, shape (3,)
+        Floor, scale, exponent.
+    drawn : ndarray of float64, shape (resamples, 3)
+    """
+
+    def __init__(self, best: NDArray[np.float64], drawn: NDArray[np.float64]) -> None:
+        self.best, self.drawn = best, drawn
+
+    def error(self, images: float) -> float:
+        """Return the expected error with this many images."""
+        return float(_law(self.best, images))
+
+    def band(self, images: float) -> NDArray[np.float64]:
+        """Return the error of each resampled law, shape (resamples,)."""
+        return np.asarray(_law(self.drawn.T, images))
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the three numbers by name."""
+        return dict(zip(("floor", "scale", "exponent"), map(float, self.best), strict=True))
+
+    def verdict(self, images: float) -> str:
+        """Say whether twice as many images would help."""
+        gain = self.error(images) - self.error(2 * images)
+        low, high = _interval(self.band(images) - self.band(2 * images))
+        text = (
+            f"twice as many images would add about {gain:.3f} to the accuracy (95 % interval {low:.3f} to {high:.3f})"
+        )
+        if low >= _WORTH:
+            return f"more images would help: {text}"
+        return f"more images would hardly help: {text}" if high < _WORTH else f"more images may help: {text}"
+
+
+def extrapolate(
+    sizes: NDArray[np.int64], errors: NDArray[np.float64], draws: NDArray[np.float64]
+) -> tuple[PowerLaw | None, str]:
+    """Fit an inverse power law, or say why not.
+
+    Parameters
+    ----------
+    sizes : ndarray of int, shape (s,)
+        Training images, rising.
+    errors : ndarray of float, shape (s,)
+    draws : ndarray of float, shape (resamples, s)
+        The errors with other draws of the scored images.
+
+    Returns
+    -------
+    law : PowerLaw or None
+    reason : str
+        Why there is no law, else empty.
+    """
+    if len(sizes) < _FEWEST_POINTS:
+        return None, f"{len(sizes)} sizes are too few, it takes {_FEWEST_POINTS}; add images"
+    spread = np.maximum(draws.std(axis=0), 1e-3)
+    best = _fit(sizes, errors[None], spread)[0]
+    misfit = np.abs(_law(best, sizes) - errors) / spread
+    if misfit.max() > 2:
+        return (
+            None,
+            f"no power law fits, the point of {sizes[misfit.argmax()]:,} images is {misfit.max():.1f} errors off",
+        )
+    law = PowerLaw(best, _fit(sizes, draws, spread))
+    low, high = _interval(law.band(2 * sizes[-1]))
+    if high - low > 0.2:
+        return None, f"the accuracy with twice the images could be anything from {1 - high:.2f} to {1 - low:.2f}"
+    return law, ""
+
+
+def format_curve(curve: Mapping[str, Any], width: int = 80) -> str:
+    """Lay out a learning curve for a terminal.
+
+    Parameters
+    ----------
+    curve : mapping
+        From `learning_curve`.
+    width : int
+        Columns of the terminal, at least 60.
+
+    Returns
+    -------
+    str
+        Lines without a newline at the end.
+    """
+    import textwrap
+
+    lines = ["training images  a class  accuracy  95 % interval"]
+    rows = [(row, f"{row['per_class']:.1f}") for row in curve["points"]]
+    rows += [(row, "guessed") for row in curve["extrapolation"]]
+    for row, per_class in rows:
+        low, high = row["interval"]
+        lines.append(f"{row['images']:>15,}{per_class:>9}{row['accuracy']:>10.3f}  {low:.3f} to {high:.3f}")
+    return "\n".join([*lines, *textwrap.wrap(curve["verdict"], width)])
+
+
+def _measure(
+    fitter: Fitter, head: str, params: Mapping[str, Any]
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64], str]:
+    """Return the sizes (s,), how often each scored image was right at each size (s, n), and the units of those."""
+    data = fitter.data
+    train, validation = data.rows("train"), data.rows("validation")
+    pairs = [(train, validation)] if len(validation) else fitter.folds(_FOLDS, train)
+    scored = np.concatenate([outer for _, outer in pairs])
+    found: dict[int, NDArray[np.float64]] = {}
+    for share in _SHARES:
+        used, right = [], []
+        for inner, outer in pairs:
+            repeats = _REPEATS if share < 1 else 1
+            parts = [_part(fitter, inner, share, repeat) for repeat in range(repeats)]
+            heads = [next(fitter.fit(head, [params], part)) for part in parts]
+            hits = [fitter.probabilities(each, outer).argmax(axis=1) == data.y[outer] for each in heads]
+            used.append(np.mean([len(part) for part in parts]))
+            right.append(np.mean(hits, axis=0))
+        found[round(float(np.mean(used)))] = np.concatenate(right)
+    sizes = np.array(sorted(found), np.int64)
+    right_at = np.array([found[size] for size in sizes.tolist()])
+    return sizes, right_at, data.units[scored], "validation" if len(validation) else "cross-validation"
+
+
+def _part(fitter: Fitter, rows: Rows, share: float, repeat: int) -> Rows:
+    """Return a share of the units of each class, at least one; smaller shares lie within larger ones."""
+    rng = np.random.default_rng([fitter.seed, repeat])
+    y, units = fitter.data.y[rows], fitter.data.units[rows]
+    kept: set[int] = set()
+    for label in np.unique(y):
+        own = rng.permutation(np.unique(units[y == label]))
+        kept.update(own[: math.ceil(share * len(own))].tolist())
+    return rows[np.isin(units, sorted(kept))]
+
+
+def _resampled(units: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
+    """Return weights (resamples, n) that add up to 1: how often each image is drawn, with its whole unit."""
+    codes = np.unique(units, return_inverse=True)[1]
+    count = int(codes.max()) + 1
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), _RESAMPLES)[:, codes]
+    return np.asarray(drawn / drawn.sum(axis=1, keepdims=True))
+
+
+def _fit(sizes: NDArray[np.int64], errors: NDArray[np.float64], spread: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Fit (floor, scale, exponent) to each row of errors by weighted least squares, floor and scale at least 0."""
+    weights = 1 / spread**2
+    best, lowest = np.zeros((len(errors), 3)), np.full(len(errors), np.inf)
+    for exponent in _EXPONENTS:
+        x = (sizes / sizes[0]) ** -exponent  # relative to the first size, for small numbers
+        mean, means = np.average(x, weights=weights), np.average(errors, axis=1, weights=weights)
+        scale = ((errors - means[:, None]) * (x - mean) * weights).sum(axis=1) / ((x - mean) ** 2 * weights).sum()
+        scale = np.maximum(scale, 0.0)
+        floor = means - scale * mean
+        below = floor < 0
+        floor[below] = 0.0
+        scale[below] = (errors[below] * x * weights).sum(axis=1) / (x**2 * weights).sum()
+        loss = ((floor[:, None] + scale[:, None] * x - errors) ** 2 * weights).sum(axis=1)
+        better = loss < lowest
+        lowest[better] = loss[better]
+        best[better] = np.column_stack([floor, scale * sizes[0] ** exponent, np.full(len(errors), exponent)])[better]
+    return best
+
+
+def _law(numbers: Any, images: Any) -> Any:
+    floor, scale, exponent = numbers
+    return floor + scale * np.power(np.asarray(images, float), -exponent)
+
+
+def _interval(values: NDArray[np.float64]) -> list[float]:
+    return [float(bound) for bound in np.percentile(values, [2.5, 97.5])]

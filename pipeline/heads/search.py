@@ -1,0 +1,439 @@
+"""Choosing a head and its parameters: on the validation split, by folds, or by a race of many heads."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import TrainingError, count_of
+from pipeline.heads.classifiers import HEADS
+from pipeline.heads.evaluation import shorten
+from pipeline.heads.fitting import Fitter, Rows, cores
+from pipeline.heads.folds import Folds
+from pipeline.heads.paths import SHARED
+
+AUTO = "auto"
+DEFAULT_BUDGET = 60.0
+DEFAULT_FOLDS = 5
+# Who races, quick ones first, and how the time of a fit grows with the images: to this power.
+RACE = {
+    "logreg": 1.0,
+    "ridge": 1.0,
+    "lda": 1.0,
+    "nearest-centroid": 1.0,
+    "knn": 1.0,
+    "linear-svm": 1.0,
+    "svm": 2.0,
+    "random-forest": 1.1,
+    "hist-gradient-boosting": 1.0,
+}
+_PILOT = 4  # a head whose time is unknown is first tried on one image in so many
+_CLEARLY = 2.0  # standard errors
+_FINALISTS = 3
+_SHOWN = 12
+
+Progress = Callable[[int, int], None] | None
+
+
+@dataclass
+class Candidate:
+    """One head with its parameters, and what is known of it so far.
+
+    Parameters
+    ----------
+    head : str
+    params : dict
+    proba : ndarray of float64, shape (n, K)
+        Probabilities of held-out training rows.
+    judged : ndarray of bool, shape (n,)
+        Which rows those are.
+    accuracies, fit_seconds, predict_seconds : list of float
+        One number for each fold.
+    fitted : fitted pipeline, or None
+        On the whole training split.
+    validation : dict
+        Accuracy and log loss on the validation split, for finalists.
+    """
+
+    head: str
+    params: dict[str, Any]
+    proba: NDArray[np.float64] = field(repr=False)
+    judged: NDArray[np.bool_] = field(repr=False)
+    accuracies: list[float] = field(default_factory=list)
+    fit_seconds: list[float] = field(default_factory=list)
+    predict_seconds: list[float] = field(default_factory=list)
+    fitted: Any = None
+    validation: dict[str, float] = field(default_factory=dict)
+
+    def score(self, y: NDArray[np.int64]) -> dict[str, float]:
+        """Return accuracy and log loss on the rows judged so far."""
+        return score(y[self.judged], self.proba[self.judged])
+
+    def row(self, y: NDArray[np.int64]) -> dict[str, Any]:
+        """Return the candidate's line of the leaderboard, ready for JSON."""
+        rows = int(self.judged.sum())
+        return {
+            "head": self.head,
+            "params": self.params,
+            **self.score(y),
+            "accuracy_sd": float(np.std(self.accuracies, ddof=1)) if len(self.accuracies) > 1 else None,
+            "folds": len(self.accuracies),
+            "fit_seconds": round(float(np.mean(self.fit_seconds)), 4),
+            "predict_seconds_per_1000": round(1000 * sum(self.predict_seconds) / rows, 4),
+            **{f"validation_{key}": value for key, value in self.validation.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, from what, and by which images.
+
+    Parameters
+    ----------
+    head : str
+    params : dict
+    candidates : list of dict
+        The leaderboard.
+    chosen_on : str
+        ``"validation"``, ``"cross-validation"``, or ``""`` where there was nothing to choose.
+    fitted : fitted pipeline, or None
+        On the whole training split.
+    folded : ndarray of float64, shape (n, K), or None
+        Out-of-fold probabilities of the training rows.
+    notes : tuple of str
+    """
+
+    head: str
+    params: dict[str, Any]
+    candidates: list[dict[str, Any]] = field(default_factory=list)
+    chosen_on: str = ""
+    fitted: Any = None
+    folded: NDArray[np.float64] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def score(truth: NDArray[np.int64], proba: NDArray[np.float64]) -> dict[str, float]:
+    """Return ``accuracy`` and ``log_loss`` of probabilities (n, K)."""
+    own = np.clip(proba[np.arange(len(truth)), truth], 1e-15, 1.0)
+    return {"accuracy": float((proba.argmax(axis=1) == truth).mean()), "log_loss": float(-np.log(own).mean())}
+
+
+def choose(fitter: Fitter, head: str, params: Mapping[str, Any], cv: int | None, progress: Progress = None) -> Choice:
+    """Try the values of a head's main parameter, unless it is given, and take the best.
+
+    Parameters
+    ----------
+    fitter : Fitter
+    head : str
+    params : mapping
+        Given by the user.
+    cv : int or None
+        Folds of the training split that choose; None leaves it to the validation split.
+    progress : callable (done, total) or None
+    """
+    train, validation = fitter.data.rows("train"), fitter.data.rows("validation")
+    search = HEADS[head].search if head in HEADS else {}
+    open_names = [name for name in search if name not in params]
+    grid = [{**params, name: value} for name in open_names[:1] for value in search[name]]
+    if cv:
+        return _choose_by_folds(fitter, head, grid or [dict(params)], fitter.folds(cv, train), progress)
+    if not grid or not len(validation):
+        return Choice(head, dict(params))
+    truth = fitter.data.y[validation]
+    tried: list[tuple[dict[str, Any], Any, dict[str, float]]] = []
+    fits = fitter.fit(head, grid, train, watched=validation)
+    for number, (candidate, fitted) in enumerate(zip(grid, fits, strict=False)):
+        tried.append((candidate, fitted, score(truth, fitter.probabilities(fitted, validation))))
+        over = head == "logreg" and _past_the_best([each[2] for each in tried])
+        if progress:
+            progress(number + 1, number + 1 if over else len(grid))
+        if over:
+            break
+    best, fitted, _ = max(tried, key=lambda each: _rank(each[2]))
+    rows = [{"head": head, "params": params, **result} for params, _, result in tried]
+    return Choice(head, best, rows, "validation", fitted)
+
+
+def _rank(result: Mapping[str, float]) -> tuple[float, float]:
+    return result["accuracy"], -result["log_loss"]
+
+
+def _past_the_best(results: Sequence[Mapping[str, float]]) -> bool:
+    """Say whether the last two of ever weaker regularisations were no better in anything: the rest is slow, too."""
+    best = max(results, key=_rank)
+    return len(results) > 2 and all(
+        each is not best and each["log_loss"] > min(r["log_loss"] for r in results[:-2]) for each in results[-2:]
+    )
+
+
+def _choose_by_folds(
+    fitter: Fitter, head: str, grid: Sequence[dict[str, Any]], folds: Folds, progress: Progress
+) -> Choice:
+    entrants = _entrants(fitter, head, grid)
+    jobs = cores() if head in SHARED else 1
+    calls = [(fitter, entrants, inner, outer, False) for inner, outer in folds]
+    for done, _ in enumerate(_in_threads(jobs, _judge, calls), start=1):
+        if progress:
+            progress(done, len(folds))
+    y = fitter.data.y
+    best = max(entrants, key=lambda each: _rank(each.score(y)))
+    chosen_on = "cross-validation" if len(grid) > 1 else ""
+    train = fitter.data.rows("train")
+    return Choice(head, best.params, [each.row(y) for each in entrants], chosen_on, folded=best.proba[train])
+
+
+def race(fitter: Fitter, cv: int | None = None, budget: float = DEFAULT_BUDGET, progress: Progress = None) -> Choice:
+    """Race the heads of the table `RACE` and the values of their parameters on the training split.
+
+    All start in the first fold. Who is clearly worse there than the best (by more than two standard errors of
+    the paired difference, image by image, as in McNemar's test) drops out; the others go on, the best first,
+    through the other folds (Maron and Moore, "Hoeffding Races", NIPS 1993, with a paired test). Where there are
+    both a validation and a test split, the validation split then chooses among the finalists, else the folds do.
+
+    Parameters
+    ----------
+    fitter : Fitter
+    cv : int or None
+        Folds, 5 by default.
+    budget : float
+        Seconds. No fit begins that would not end in time, as far as earlier ones tell. One fold of the first head
+        is always raced, and fitting the finalists on the whole training split comes on top.
+    progress : callable (done, total) or None
+
+    Returns
+    -------
+    Choice
+        Its notes say who did not finish and which images chose.
+
+    Raises
+    ------
+    TrainingError
+        If no class has two images (or groups) to part, or no head can be fitted.
+    """
+    y, train = fitter.data.y, fitter.data.rows("train")
+    folds = fitter.folds(cv or _possible_folds(y[train], fitter.data.units[train]), train)
+    clock = _Clock(time.monotonic() + budget)
+    entrants = {name: _entrants(fitter, name, _grid(name)) for name in RACE}
+    done = 0
+
+    def run(plan: Sequence[tuple[str, int]], rest: int = 0) -> None:
+        nonlocal done
+        calls = [(fitter, clock, name, entrants[name], *folds[number]) for name, number in plan]
+        total = done + len(plan) + rest
+        for _ in _in_threads(cores(), _take_part, calls):
+            done += 1
+            if progress:
+                progress(done, total)
+
+    run([(name, 0) for name in RACE], len(RACE) * (len(folds) - 1))
+    started = [each for name in RACE for each in entrants[name] if each.accuracies]
+    if not started:
+        raise TrainingError(f"no head can be fitted on these vectors: {'; '.join(clock.reasons())}")
+    entrants = _survivors(started, y)
+    run([(name, number) for name in entrants for number in range(1, len(folds))])
+    board = sorted(started, key=lambda each: (len(each.accuracies), *_rank(each.score(y))), reverse=True)
+    notes = [
+        f"raced {count_of(len(board), 'candidate')} of {len({each.head for each in board})} heads in"
+        f" {len(folds)} folds of the training images",
+        *clock.reasons(),
+    ]
+    return _decide(fitter, board, notes)
+
+
+def _decide(fitter: Fitter, board: list[Candidate], notes: list[str]) -> Choice:
+    """Take the winner of the folds, or let the validation images choose where test images are left for the score."""
+    data = fitter.data
+    y, train, validation = data.y, data.rows("train"), data.rows("validation")
+    best = board[0]
+    chosen_on = "cross-validation"
+    finalists = _finalists(board, y)
+    if len(validation) and len(data.rows("test")) and len(finalists) > 1:
+        chosen_on = "validation"
+        for each in finalists:
+            (each.fitted,) = fitter.fit(each.head, [each.params], train)
+            each.validation = score(y[validation], fitter.probabilities(each.fitted, validation))
+        best = max(finalists, key=lambda each: _rank(each.validation))
+        named = ", ".join(each.head for each in finalists)
+        notes.append(f"the validation images chose {best.head} among the finalists {named}")
+    else:
+        notes.append(f"the folds chose {best.head}")
+    return Choice(
+        best.head, best.params, [each.row(y) for each in board], chosen_on, best.fitted, best.proba[train], tuple(notes)
+    )
+
+
+@dataclass
+class _Clock:
+    """When the race ends, how long a fold of each head takes, and why some heads did not run."""
+
+    deadline: float
+    seconds: dict[str, float] = field(default_factory=dict)
+    out: dict[str, str] = field(default_factory=dict)
+
+    def reasons(self) -> list[str]:
+        return [f"{name}: {reason}" for name, reason in sorted(self.out.items())]
+
+
+def _take_part(
+    fitter: Fitter, clock: _Clock, name: str, entrants: Sequence[Candidate], inner: Rows, outer: Rows
+) -> None:
+    """Run a head through a fold, unless time does not allow it."""
+    exempt = name == next(iter(RACE)) and not clock.seconds.get(name)
+    try:
+        if not exempt:
+            if time.monotonic() < clock.deadline and name not in clock.seconds and name not in SHARED:
+                clock.seconds[name] = _pilot(fitter, name, entrants, inner)
+            expected = clock.seconds.get(name, 0.0)
+            if time.monotonic() + expected > clock.deadline:
+                after = "not finished" if entrants[0].accuracies else "not tried"
+                clock.out.setdefault(
+                    name,
+                    f"{after}, for the budget was spent" + (f" and a fold takes {expected:.1f} s" if expected else ""),
+                )
+                return
+        began = time.monotonic()
+        _judge(fitter, entrants, inner, outer, rough=True)
+        clock.seconds[name] = time.monotonic() - began
+    except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
+        clock.out.setdefault(name, f"cannot be fitted ({' '.join(str(error).split())[:120]})")
+
+
+def _pilot(fitter: Fitter, name: str, entrants: Sequence[Candidate], inner: Rows) -> float:
+    """Guess the seconds of a fold from one fit on a part of its images."""
+    began = time.monotonic()
+    list(fitter.fit(name, [entrants[0].params], _part(fitter.data.y, inner), rough=True))
+    return (time.monotonic() - began) * _PILOT ** RACE[name] * len(entrants)
+
+
+def _part(y: NDArray[np.int64], rows: Rows) -> Rows:
+    """Return every fourth row of each class, and the first of each."""
+    ordered = rows[np.argsort(y[rows], kind="stable")]
+    first = np.r_[True, np.diff(y[ordered]) != 0]
+    return ordered[first | (np.arange(len(ordered)) % _PILOT == 0)]
+
+
+def _judge(fitter: Fitter, entrants: Sequence[Candidate], inner: Rows, outer: Rows, rough: bool) -> None:
+    """Fit a path of candidates on `inner` and write down what they say of `outer`."""
+    y = fitter.data.y
+    began = time.perf_counter()
+    fits = fitter.fit(entrants[0].head, [each.params for each in entrants], inner, rough=rough)
+    spent = 0.0
+    for each, fitted in zip(entrants, fits, strict=True):
+        asked = time.perf_counter()
+        proba = fitter.probabilities(fitted, outer)
+        answered = time.perf_counter()
+        spent += answered - asked
+        if rough and HEADS[each.head].softmax:
+            proba = _tempered(proba, y[outer])
+        each.proba[outer], each.judged[outer] = proba, True
+        each.accuracies.append(score(y[outer], proba)["accuracy"])
+        each.predict_seconds.append(answered - asked)
+    for each in entrants:  # shared work is shared out
+        each.fit_seconds.append((time.perf_counter() - began - spent) / len(entrants))
+
+
+def _tempered(proba: NDArray[np.float64], truth: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Give decision values the temperature that suits these rows: one number, to make log losses comparable."""
+    from pipeline.heads.softmax_head import fit_temperature
+
+    known = np.flatnonzero(proba.any(axis=0))
+    logits = np.log(np.maximum(proba[:, known], 1e-300))
+    rows = np.isin(truth, known)
+    if len(known) < 2 or not rows.any():
+        return proba
+    logits /= fit_temperature(logits[rows], np.searchsorted(known, truth[rows]))
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    tempered = np.zeros_like(proba)
+    tempered[:, known] = odds / odds.sum(axis=1, keepdims=True)
+    return tempered
+
+
+def _survivors(started: Sequence[Candidate], y: NDArray[np.int64]) -> dict[str, list[Candidate]]:
+    """Return who is not clearly worse than the best, by head, the best head first."""
+    ranked = sorted(started, key=lambda each: _rank(each.score(y)), reverse=True)
+    alive: dict[str, list[Candidate]] = {each.head: [] for each in ranked if not _clearly_worse(each, ranked[0], y)}
+    for each in started:  # in the order of their path
+        if each.head in alive and not _clearly_worse(each, ranked[0], y):
+            alive[each.head].append(each)
+    return alive
+
+
+def _finalists(board: Sequence[Candidate], y: NDArray[np.int64]) -> list[Candidate]:
+    """Return the best candidate of each of the few best heads that went as far as the winner and are about as good."""
+    best: dict[str, Candidate] = {}
+    for each in board:
+        if len(each.accuracies) == len(board[0].accuracies) and not _clearly_worse(each, board[0], y):
+            best.setdefault(each.head, each)
+    return list(best.values())[:_FINALISTS]
+
+
+def _clearly_worse(one: Candidate, best: Candidate, y: NDArray[np.int64]) -> bool:
+    rows = one.judged & best.judged
+    right, best_right = (each.proba[rows].argmax(axis=1) == y[rows] for each in (one, best))
+    lost, won = int((best_right & ~right).sum()), int((right & ~best_right).sum())
+    return lost - won > _CLEARLY * np.sqrt(lost + won)
+
+
+def _grid(name: str) -> list[dict[str, Any]]:
+    return [{key: value} for key, values in HEADS[name].search.items() for value in values] or [{}]
+
+
+def _entrants(fitter: Fitter, head: str, grid: Iterable[Mapping[str, Any]]) -> list[Candidate]:
+    shape = (len(fitter.data.y), len(fitter.data.classes))
+    return [Candidate(head, dict(params), np.zeros(shape), np.zeros(shape[0], bool)) for params in grid]
+
+
+def _possible_folds(y: NDArray[np.int64], units: NDArray[np.int64]) -> int:
+    """Return 5, or as many folds as the commonest class has units."""
+    most = int(np.bincount(np.unique(np.column_stack([y, units]), axis=0)[:, 0]).max())
+    if most < 2:
+        raise TrainingError("every class has a single training image or group, so nothing can be raced; add images")
+    return min(DEFAULT_FOLDS, most)
+
+
+def _in_threads(jobs: int, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+    """Call a function in threads and yield what it returns as it comes; NumPy and scikit-learn release the lock."""
+    from joblib import Parallel, delayed
+
+    parallel = Parallel(n_jobs=jobs, backend="threading", pre_dispatch="n_jobs", return_as="generator_unordered")
+    return iter(parallel(delayed(function)(*call) for call in calls))
+
+
+def format_leaderboard(candidates: Sequence[Mapping[str, Any]], width: int = 80) -> str:
+    """Lay out the best candidates for a terminal.
+
+    Parameters
+    ----------
+    candidates : sequence of mapping
+        From `Choice.candidates`, the best first.
+    width : int
+        Columns of the terminal, at least 60.
+
+    Returns
+    -------
+    str
+        Lines without a newline at the end.
+    """
+    cells = (("accuracy", 10), ("+/-", 7), ("log loss", 10), ("fit s", 8), ("s/1000", 8))
+    room = width - sum(size for _, size in cells)
+    lines = ["candidate".ljust(room) + "".join(title.rjust(size) for title, size in cells)]
+    for row in candidates[:_SHOWN]:
+        params = ", ".join(f"{key}={value}" for key, value in row["params"].items())
+        spread = "" if row["accuracy_sd"] is None else f"{row['accuracy_sd']:.3f}"
+        numbers = (
+            f"{row['accuracy']:.3f}",
+            spread,
+            f"{row['log_loss']:.3f}",
+            f"{row['fit_seconds']:.2f}",
+            f"{row['predict_seconds_per_1000']:.3f}",
+        )
+        name = shorten(f"{row['head']} {params}".strip(), room)
+        lines.append(
+            name.ljust(room) + "".join(text.rjust(size) for text, (_, size) in zip(numbers, cells, strict=True))
+        )
+    if len(candidates) > _SHOWN:
+        lines.append(f"and {len(candidates) - _SHOWN} more")
+    return "\n".join(lines)
