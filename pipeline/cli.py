@@ -176,6 +176,9 @@ def _too_many_bad(bad: int, images: int, max_bad: float) -> int:
 @click.option(
     "--precision", default="float32", help="Arithmetic of the network: float32, bfloat16, or float16 on a GPU."
 )
+@click.option(
+    "--views", default="1", help="Versions of each image: flip, or a number of random ones, K or K:SEED (1 is none)."
+)
 @click.option("--dtype", default="float32", help="Stored type: float32 or float16.")
 @_speed_options
 @_max_bad
@@ -230,7 +233,8 @@ def _print_extraction(store: Any, summary: Any, quiet: bool) -> None:
         f" {summary.reused:,} reused), {summary.skipped:,} skipped, {summary.dropped:,} dropped"
     )
     rate = f", {summary.images_per_second:,.3g} images/s" if summary.extracted else ""
-    click.echo(f"{store.path}: {store.shape[0]} x {store.shape[1]} {store.dtype} in {summary.seconds:.1f} s{rate}")
+    shape = " x ".join(map(str, store.shape))
+    click.echo(f"{store.path}: {shape} {store.dtype} in {summary.seconds:.1f} s{rate}")
     if quiet:
         return
     _say(f"recipe: {store.recipe}")
@@ -314,7 +318,7 @@ def predict(
     """Predict the class of images with a bundle: one row per image, in input order.
 
     IMAGES are files, folders, a CSV or Parquet table with a path column, - for paths on standard
-    input, or one feature file. An image that cannot be read has the reason in its row.
+    input, or the feature files of the bundle's recipes. An image that cannot be read has the reason in its row.
     """
     from pipeline.features.engines import Speed
     from pipeline.heads.bundle import Bundle
@@ -327,7 +331,7 @@ def predict(
         raise UsageError(f"--out {out} is one of the inputs; name another file")
     started = time.monotonic()
     loaded = Bundle.load(bundle)
-    source = _feature_file(images) or list_images(images)
+    source = _feature_files(images) or list_images(images)
     with progress_bar(" images", quiet) as progress:
         rows = run(loaded, source, top_k=top_k, speed=Speed(engine, batch_size, workers), progress=progress)
         counts = write_predictions(rows, out, top_k)
@@ -351,12 +355,12 @@ def predict(
     return _too_many_bad(total - good, total, max_bad)
 
 
-def _feature_file(images: tuple[str, ...]) -> Any:
-    if len(images) != 1 or not images[0].endswith((".h5", ".hdf5")):
+def _feature_files(images: tuple[str, ...]) -> Any:
+    if not all(image.endswith((".h5", ".hdf5")) for image in images):
         return None
     from pipeline.features.store import FeatureStore
 
-    return FeatureStore(images[0])
+    return [FeatureStore(image) for image in images]
 
 
 @_command

@@ -19,10 +19,13 @@ from numpy.typing import NDArray
 from pipeline.errors import ImageError, PipelineError, UsageError
 from pipeline.features.engines import Speed
 from pipeline.features.extraction import Progress, ahead, decode_window
+from pipeline.features.recipe import Recipe
 from pipeline.features.store import FeatureStore, publish
 from pipeline.heads.bundle import Bundle
-from pipeline.images.decode import load_pixels, read_bytes
+from pipeline.images.decode import read_bytes
+from pipeline.images.isolation import Decoders
 from pipeline.images.manifest import Manifest
+from pipeline.images.views import load_kinds, parse_views, split_kinds
 
 OK = "ok"
 STDOUT = "-"
@@ -51,7 +54,7 @@ class Prediction(NamedTuple):
 
 def predict(
     bundle: Bundle,
-    images: Iterable[str | os.PathLike[str]] | FeatureStore,
+    images: Iterable[str | os.PathLike[str]] | FeatureStore | Sequence[FeatureStore],
     *,
     top_k: int = 1,
     speed: Speed = Speed(),
@@ -62,9 +65,9 @@ def predict(
     Parameters
     ----------
     bundle : Bundle
-    images : iterable of paths, or FeatureStore
-        Files are decoded and encoded as in the extraction; a feature file of the bundle's recipe
-        needs neither.
+    images : iterable of paths, or FeatureStore, or a sequence of them
+        Files are decoded and encoded as in the extraction; feature files of the bundle's recipes, one each, need
+        neither, and are joined by image.
     top_k : int
         How many classes to name for each image, at most the number of classes.
     speed : Speed
@@ -80,7 +83,7 @@ def predict(
     Raises
     ------
     UsageError
-        If `top_k` is out of range, or the feature file has another recipe.
+        If `top_k` is out of range, or the feature files are not those of the bundle's recipes.
     WeightsError
         If the weights are absent or have changed since the training.
 
@@ -92,9 +95,10 @@ def predict(
     """
     if not 1 <= top_k <= len(bundle.classes):
         raise UsageError(f"top-k {top_k} is out of range; the bundle has {len(bundle.classes)} classes")
-    if isinstance(images, FeatureStore):
-        return _from_store(bundle, images, top_k, progress)
-    return _from_files(bundle, images, top_k, speed, progress)
+    given: Any = [images] if isinstance(images, FeatureStore) else images
+    if isinstance(given, (list, tuple)) and given and all(isinstance(each, FeatureStore) for each in given):
+        return _from_stores(bundle, _one_for_each_recipe(bundle, given), top_k, progress)
+    return _from_files(bundle, given, top_k, speed, progress)
 
 
 def list_images(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
@@ -124,20 +128,52 @@ def _joined(folder: str, manifest: Manifest) -> Iterator[str]:
     return (os.path.join(folder, path) for path in manifest.paths)  # noqa: PTH118 - pathlib drops a leading ./
 
 
-def _from_store(bundle: Bundle, store: FeatureStore, top_k: int, progress: Progress | None) -> Iterator[Prediction]:
-    if len(bundle.recipes) != 1 or not bundle.recipes[0].same_as(store.recipe):
+def _one_for_each_recipe(bundle: Bundle, stores: Sequence[FeatureStore]) -> list[FeatureStore]:
+    """Return the stores in the order of the bundle's recipes, or raise UsageError."""
+    left, ordered = list(stores), []
+    for recipe in bundle.inputs:
+        fitting = (store for store in left if recipe.same_as(_as_read(bundle, store)))
+        if (store := next(fitting, None)) is None:
+            raise UsageError(
+                f"{', '.join(str(each.path) for each in stores)}: none was made with {recipe}, which the bundle"
+                " expects; predict from the images instead"
+            )
+        left.remove(store)
+        ordered.append(store)
+    if left:
         raise UsageError(
-            f"{store.path} was made with {store.recipe}, the bundle expects {bundle.describe()}; predict from the"
-            " images instead"
+            f"{left[0].path} was made with {left[0].recipe}, the bundle expects {bundle.describe()}; leave it out"
         )
+    return ordered
 
-    def rows() -> Iterator[Prediction]:
-        for start, vectors in store.blocks():
-            yield from _ranked(bundle, store.paths[start : start + len(vectors)], vectors, top_k)
-            if progress:
-                progress(start + len(vectors), len(store))
 
-    return rows()
+def _as_read(bundle: Bundle, store: FeatureStore) -> Recipe:
+    return store.recipe if bundle.average_views else store.recipe.with_one_view()
+
+
+def _from_stores(
+    bundle: Bundle, stores: Sequence[FeatureStore], top_k: int, progress: Progress | None
+) -> Iterator[Prediction]:
+    first, *others = stores
+    for start, block in first.blocks():
+        rows = np.arange(start, start + len(block))
+        paths = first.paths[start : start + len(block)]
+        reasons = [""] * len(block)
+        blocks = [block]
+        for store in others:
+            matches = [store.positions.get(path, -1) for path in paths]
+            for number, match in enumerate(matches):
+                if match < 0:
+                    reasons[number] = f"missing: no vector in {store.path}"
+                elif (store.index.digests[match] != first.index.digests[rows[number]]).any():
+                    reasons[number] = f"changed: other content in {store.path}"
+            blocks.append(store.take(np.maximum(matches, 0)))
+        views = slice(None) if bundle.average_views else slice(1)
+        vectors = np.concatenate([each.reshape(len(block), -1, each.shape[-1])[:, views] for each in blocks], axis=2)
+        for reason, row in zip(reasons, _ranked(bundle, paths, vectors, top_k), strict=True):
+            yield Prediction(row.path, reason) if reason else row
+        if progress:
+            progress(start + len(block), len(first))
 
 
 def _from_files(
@@ -147,17 +183,25 @@ def _from_files(
     speed: Speed,
     progress: Progress | None,
 ) -> Iterator[Prediction]:
-    encoders = bundle.encoders(speed)
+    pixels_of = Decoders(load_kinds)
+    pixels_of.start()  # while the network is loaded
+    try:
+        encoders = bundle.encoders(speed)
+    except BaseException:
+        pixels_of.close()
+        raise
     # Backbones that want the same pixels share them.
-    kinds = sorted({(encoder.recipe.size, encoder.recipe.resize) for encoder in encoders})
-    step = max(encoder.batch_size for encoder in encoders)
+    wanted = [(recipe.size, recipe.resize, recipe.views) for recipe in bundle.inputs]
+    kinds = sorted(set(wanted))
+    views = max(parse_views(kind[2]).count for kind in kinds)
+    step = max(1, max(encoder.batch_size for encoder in encoders) // views)
     total = len(images) if isinstance(images, Sequence) else 0
     threads = speed.threads()
 
     def decode(path: str) -> list[NDArray[np.uint8]] | str:
         try:
             content = read_bytes(path)
-            return [load_pixels(content, size, resize) for size, resize in kinds]
+            return split_kinds(pixels_of(content, kinds), kinds)
         except ImageError as error:
             return str(error)
 
@@ -165,14 +209,17 @@ def _from_files(
         good = [(path, pixels) for path, pixels in batch if not isinstance(pixels, str)]
         if not good:
             return iter(())
-        stacks = dict(zip(kinds, map(np.stack, zip(*(pixels for _, pixels in good), strict=True)), strict=True))
-        vectors = [encoder.encode(stacks[encoder.recipe.size, encoder.recipe.resize]) for encoder in encoders]
-        return _ranked(bundle, [path for path, _ in good], np.concatenate(vectors, axis=1), top_k)
+        stacks = dict(zip(kinds, map(np.concatenate, zip(*(pixels for _, pixels in good), strict=True)), strict=True))
+        vectors = [
+            encoder.encode(stacks[kind]).reshape(len(good), -1, encoder.dim)
+            for kind, encoder in zip(wanted, encoders, strict=True)
+        ]
+        return _ranked(bundle, [path for path, _ in good], np.concatenate(vectors, axis=2), top_k)
 
     done = 0
-    with ThreadPoolExecutor(threads) as decoders, ThreadPoolExecutor(1) as network:
+    with ThreadPoolExecutor(threads) as decoders, ThreadPoolExecutor(1) as network, pixels_of:
         paths = (os.fspath(image) for image in images)
-        decoded = ahead(decoders, paths, decode, decode_window(max(kinds)[0], threads))
+        decoded = ahead(decoders, paths, decode, decode_window(max(kinds)[0], threads, views))
         for batch, rows in ahead(network, iter(lambda: list(itertools.islice(decoded, step)), []), encode, 2):
             for path, pixels in batch:
                 yield Prediction(path, pixels) if isinstance(pixels, str) else next(rows)

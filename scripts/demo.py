@@ -45,7 +45,7 @@ def run(images: Path | None, out: Path, backbone: str) -> None:
         say("weights", f"random, because {str(error).split(';')[0]}")
     with progress_bar(" images") as progress:
         store = extract(photos, features, backbone, size=size, weights=weights, overwrite=True, progress=progress)
-    say("features", f"{features}: {len(store):,} x {store.shape[1]}, {store.recipe}")
+    say("features", f"{features}: {len(store):,} x {store.dim}, {store.recipe}")
     say("", f"{store.summary.seconds:.1f} s, {store.summary.images_per_second:,.0f} images/s")
 
     bundle, report = train_head(store)

@@ -1,46 +1,5 @@
-"""An encoder that one can predict by hand: the mean of red, green and blue of the pixels."""
+"""The fake encoder of scripts/attacks, which tests and attacks share."""
 
-import dataclasses
+from attacks.fake import RECIPE, Factory, FakeEncoder
 
-import numpy as np
-
-from pipeline.features.recipe import Recipe
-
-RECIPE = Recipe("mobilenet", "random:0", weights_sha256="0" * 64, size=8)
-
-
-class FakeEncoder:
-    """Three columns: mean red, mean green, mean blue, from 0 to 255."""
-
-    name = "fake"
-
-    def __init__(self, recipe=RECIPE, batch_size=4):
-        self.recipe = recipe
-        self.segments = {"last": (0, 3)}
-        self.dim = 3
-        self.batch_size = batch_size
-        self.images = 0
-
-    def encode(self, pixels):
-        assert pixels.dtype == np.uint8
-        assert pixels.shape[1:] == (self.recipe.size, self.recipe.size, 3)
-        assert len(pixels) <= self.batch_size
-        self.images += len(pixels)
-        return pixels.mean(axis=(1, 2)).astype(np.float32)
-
-
-class Factory:
-    """Makes a fake encoder when asked, and remembers how many images it was given."""
-
-    def __init__(self, batch_size=4, **changes):
-        self.recipe = dataclasses.replace(RECIPE, **changes)
-        self.batch_size = batch_size
-        self.made = []
-
-    def __call__(self):
-        self.made.append(FakeEncoder(self.recipe, self.batch_size))
-        return self.made[-1]
-
-    @property
-    def images(self):
-        return sum(encoder.images for encoder in self.made)
+__all__ = ["RECIPE", "Factory", "FakeEncoder"]

@@ -26,8 +26,8 @@ MODULES = {
     "EfficientNetV2": "efficientnet_v2", "ConvNeXt": "convnext",
 }  # fmt: skip
 
-# With random weights these two amplify rounding: Keras' own float32 is 2.8e-4 away from its float64 (M).
-ROUNDING = {"efficientnetv2m": 3e-4, "efficientnetv2l": 3e-4}
+# With random weights these two amplify rounding: Keras' own float32 is 2.8e-4 (M) and 0.8 (L) away from its float64.
+CHAOTIC = ("efficientnetv2m", "efficientnetv2l")
 
 PARAMETERS = [
     pytest.param(row, marks=() if name in QUICK else pytest.mark.slow, id=name) for name, row in BACKBONES.items()
@@ -85,7 +85,7 @@ def test_the_row_names_the_convention_of_its_keras_module(row):
 @rows
 def test_vectors_equal_keras(row, tmp_path):
     """Same pixels, same seeded random weights, Keras' own preprocess_input: relative error below 1e-5;
-    the converted network to 1e-4."""
+    the converted network to 1e-4, where float32 itself carries that far."""
     keras = load_keras()
     size = max(row.min_size, 64)
     recipe = Recipe(row.name, "random:1", size=size)
@@ -101,8 +101,39 @@ def test_vectors_equal_keras(row, tmp_path):
     assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
     assert np.isfinite(ours).all()
     assert np.ptp(ours, axis=0).max() > 0, "all images got the same vector"
-    converted = OpenVinoEncoder(recipe, batch_size=4).encode(pixels)
-    assert np.abs(converted - theirs).max() <= ROUNDING.get(row.name, 1e-4) * np.abs(theirs).max()
+    if row.name not in CHAOTIC:
+        converted = OpenVinoEncoder(recipe, batch_size=4).encode(pixels)
+        assert np.abs(converted - theirs).max() <= 1e-4 * np.abs(theirs).max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHAOTIC)
+def test_a_converted_network_is_as_near_to_float64_as_keras_is(name, tmp_path):
+    """Random weights, their normalisation adapted to the images as training would have done."""
+    keras = load_keras()
+    pixels = np.random.default_rng(2).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+    keras.utils.set_random_seed(1)
+    build = getattr(keras.applications, BACKBONES[name].constructor)
+    options = {"weights": None, "include_top": False, "input_shape": (64, 64, 3), "pooling": "avg"}
+    keras.config.set_dtype_policy("float64")
+    try:
+        double = build(**options)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    single = build(**options)
+    for layer in single.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0
+        elif isinstance(layer, keras.layers.Dropout):
+            layer.rate = 0.0
+    single(pixels.astype(np.float32), training=True)
+    double.set_weights(single.get_weights())
+    single.save_weights(tmp_path / "w.weights.h5")
+    truth = double.predict(pixels.astype(np.float64), verbose=0)
+    theirs = single.predict(pixels.astype(np.float32), verbose=0)
+    ours = OpenVinoEncoder(Recipe.create(name, weights=tmp_path / "w.weights.h5", size=64), batch_size=4).encode(pixels)
+    assert np.abs(theirs - truth).max() < 0.05 * np.abs(truth).max()
+    assert np.abs(ours - truth).max() <= 2 * np.abs(theirs - truth).max()
 
 
 @rows

@@ -1,11 +1,7 @@
 """Stage 1 with the fake encoder: order, resume, increment, skips, kills; and with real networks."""
 
 import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,7 +14,6 @@ import pipeline.features.extraction as extraction
 from pipeline.errors import IntegrityError, LockedError, ManifestError, RecipeMismatchError, StoreError, UsageError
 from pipeline.features.engines import Speed
 from pipeline.features.extraction import ahead, extract, fill_store, locked
-from pipeline.features.store import verify
 from pipeline.images.manifest import Manifest
 
 
@@ -288,51 +283,10 @@ def test_a_damaged_part_is_named(photos, tmp_path):
         run(photos, tmp_path / "f.h5", progress=stopping_after(10))
     part = tmp_path / "f.h5.parts" / "part-000000.h5"
     part.write_bytes(part.read_bytes()[:-100])
-    with pytest.raises(IntegrityError, match=r"part-000000\.h5"):
+    with pytest.raises(IntegrityError, match=r"part-000000\.h5 .* extract anew with --overwrite"):
         run(photos, tmp_path / "f.h5")
-
-
-WORKER = """
-import sys, time
-sys.path.insert(0, sys.argv[1])
-import pipeline.features.extraction as extraction
-from fake import Factory
-from pipeline.images.manifest import Manifest
-extraction.block_rows = lambda dim: 3
-factory = Factory()
-def slow():
-    encoder = factory()
-    encode = encoder.encode
-    encoder.encode = lambda pixels: (time.sleep(0.004), encode(pixels))[1]
-    return encoder
-print("ready", flush=True)
-extraction.fill_store(Manifest.read(sys.argv[2]), sys.argv[3], factory.recipe, make_encoder=slow)
-"""
-
-
-def test_kill_9_loses_nothing(photos, tmp_path):
-    """Killed at ten random moments, the run that goes on ends in the very file of an undisturbed run."""
-    rng = random.Random(3)
-    for i in range(60):
-        paint(photos / "ant" / f"{100 + i}.png", (i, 100, 7))
-    run(photos, tmp_path / "whole.h5").close()
-    whole = (tmp_path / "whole.h5").read_bytes()
-    out, killed = tmp_path / "f.h5", 0
-    for _ in range(10):
-        command = [sys.executable, "-c", WORKER, str(Path(__file__).parent), str(photos), str(out)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-            process.stdout.readline()
-            time.sleep(rng.uniform(0, 0.15))
-            process.send_signal(signal.SIGKILL)
-        killed += process.returncode == -signal.SIGKILL
-        if out.exists():
-            assert out.read_bytes() == whole
-            out.unlink()
-            shutil.rmtree(tmp_path / "f.h5.parts", ignore_errors=True)
-    assert killed >= 5
-    run(photos, out).close()
-    assert out.read_bytes() == whole
-    assert verify(out) == []
+    with run(photos, tmp_path / "f.h5", overwrite=True) as store:
+        np.testing.assert_array_equal(store.features, colours(photos, store))
 
 
 def test_ahead_keeps_the_order_and_the_window():

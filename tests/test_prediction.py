@@ -1,6 +1,7 @@
 """Batch prediction: one row per image, in order, from files as from vectors."""
 
 import csv
+import dataclasses
 import io
 import json
 import shutil
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 import pipeline
 from pipeline.errors import PipelineError, UsageError
 from pipeline.features.engines import Speed
-from pipeline.features.store import FeatureStore
+from pipeline.features.store import FeatureStore, write_store
 from pipeline.heads.training import train_head
 from pipeline.prediction import Prediction, columns, list_images, predict, write_predictions
 
@@ -75,18 +76,43 @@ def test_the_same_image_twice(photos, store, bundle):
 
 
 def test_joined_bundles_decode_once_per_size(photos, store, tmp_path):
-    import dataclasses
-
-    from pipeline.features.store import write_store
-
     other = tmp_path / "g.h5"
     index = dataclasses.replace(store.index, recipe=dataclasses.replace(RECIPE, size=16))
     write_store(other, index, [store.features])
     bundle, _ = train_head([store, FeatureStore(other)], "nearest-centroid", cv=2)
     rows = list(predict(bundle, files(photos, store)))
     assert [row.labels[0] for row in rows] == [path.split("/")[0] for path in store.paths]
-    with pytest.raises(UsageError, match="predict from the images instead"):
+    with pytest.raises(UsageError, match=r"none was made with .* at 16 px .*; predict from the images instead"):
         predict(bundle, store)
+
+
+def test_joined_bundles_predict_from_feature_files_by_image(photos, store, tmp_path):
+    def write(name, rows, **changes):
+        index = dataclasses.replace(
+            store.index,
+            recipe=dataclasses.replace(RECIPE, size=16),
+            **{each: [getattr(store.index, each)[row] for row in rows] for each in ("paths", "splits", "groups")},
+            **{each: getattr(store.index, each)[rows] for each in ("labels", "digests", "sizes_mtimes")},
+        )
+        write_store(tmp_path / name, dataclasses.replace(index, **changes), [store.features[rows]])
+        return FeatureStore(tmp_path / name)
+
+    other = write("g.h5", list(range(15))[::-1])
+    bundle, _ = train_head([store, other], "nearest-centroid", cv=2)
+    expected = list(predict(bundle, files(photos, store)))
+    for both in ([store, other], [other, store]):
+        rows = {row.path: row for row in predict(bundle, both)}
+        assert list(rows) == list(store.paths)  # the order of the file that the bundle names first
+        assert [(row.labels, row.status) for row in rows.values()] == [(row.labels, row.status) for row in expected]
+        np.testing.assert_allclose([r.probabilities for r in rows.values()], [r.probabilities for r in expected])
+    digests = store.index.digests[1:].copy()
+    digests[0] += 1
+    rows = list(predict(bundle, [store, write("lacking.h5", list(range(1, 15)), digests=digests)]))
+    assert [row.status.split(":")[0] for row in rows] == ["missing", "changed", *["ok"] * 13]
+    assert rows[0].labels == ()
+    assert rows[5].labels == expected[5].labels
+    with pytest.raises(UsageError, match=r"f\.h5 was made with .*, the bundle expects .*; leave it out"):
+        predict(bundle, [store, other, store])
 
 
 def test_wrong_requests(store, bundle):

@@ -174,7 +174,7 @@ def test_missing_and_unreadable(tmp_path):
         FeatureStore(tmp_path)
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = [1]
-    with pytest.raises(IntegrityError, match="is missing"):
+    with pytest.raises(IntegrityError, match="no feature file"):
         FeatureStore(tmp_path / "other.h5")
 
 
@@ -212,7 +212,7 @@ HOSTILE = {
     "another recipe": (lambda f: f.attrs.modify("fingerprint", np.bytes_("0" * 64)), "fingerprint does not belong"),
     "a newer format": (lambda f: f.attrs.modify("format_version", 2), "newer than 1; upgrade"),
     "another format": (lambda f: f.attrs.modify("format", np.bytes_("csv")), "is no feature file"),
-    "wrong segments": (lambda f: f.attrs.modify("segments", np.bytes_('{"last":[0,4]}')), "do not cover the 5 columns"),
+    "wrong segments": (lambda f: f.attrs.modify("segments", np.bytes_('{"last":[0,4]}')), "segments .* expect"),
 }
 
 

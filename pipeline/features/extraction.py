@@ -5,6 +5,7 @@ replaces the old one in one rename. Memory holds one part and a few batches, nev
 """
 
 import contextlib
+import math
 import os
 import socket
 import time
@@ -24,11 +25,13 @@ from pipeline.features.engines import Encoder, Speed, make_encoder
 from pipeline.features.plan import Found, Fresh, Parts, Plan
 from pipeline.features.recipe import Recipe, RecipeOptions
 from pipeline.features.store import DTYPES, FeatureStore, Index, Skipped, block_rows, write_store
+from pipeline.images.isolation import Decoders
 from pipeline.images.manifest import Manifest
+from pipeline.images.views import load_views, parse_views
 
 PART_SECONDS = 20.0  # a killed run loses at most what came in since the last part
 _AHEAD_BYTES = 64 << 20  # decoded pixels that may wait for the network
-_NO_PIXELS = np.empty((0, 0, 3), np.uint8)
+_NO_PIXELS = np.empty((0, 0, 0, 3), np.uint8)
 
 Progress = Callable[[int, int], None]
 Batch = list[tuple[int, Fresh]]  # images by their number in the manifest
@@ -79,7 +82,7 @@ def extract(
     out : path
         The feature file.
     backbone : str or path
-        See `Recipe.create`, also for `options`: weights, layers, pooling, size, resize, precision.
+        See `Recipe.create`, also for `options`: weights, layers, pooling, size, resize, precision, views.
     dtype : {"float32", "float16"}
         How vectors are stored.
     overwrite : bool
@@ -219,20 +222,21 @@ def _run(
     """Send what is to do through the encoder, part by part; return how many images were."""
     todo = plan.todo()
     done = len(plan.manifest) - len(todo)
-    window = decode_window(parts.recipe.size, threads)
+    views = parse_views(parts.recipe.views).count
+    window = decode_window(parts.recipe.size, threads, views)
     writer: PartWriter | None = None
 
     def batches() -> Iterator[tuple[Encoder, Batch]]:
         nonlocal writer, done
         batch: Batch = []
-        for image, result in ahead(decoders, todo, lambda image: plan.examine(image, parts.recipe), window):
+        for image, result in ahead(decoders, todo, lambda image: plan.examine(image, parts.recipe, decode), window):
             if isinstance(result, Found):
                 plan.found[image] = result
             else:
                 # Made late: files that were only touched, or cannot be read, need no network.
                 writer = writer or PartWriter(plan, parts, make_encoder())
                 batch.append((image, result))
-                if len(batch) == writer.encoder.batch_size:
+                if (len(batch) + 1) * views > writer.encoder.batch_size:
                     yield writer.encoder, batch
                     batch = []
             done += 1
@@ -244,6 +248,7 @@ def _run(
     with (
         ThreadPoolExecutor(threads, thread_name_prefix="decode") as decoders,
         ThreadPoolExecutor(1, thread_name_prefix="encode") as network,
+        Decoders(load_views) as decode,
     ):
         try:
             # The next batch is gathered, and the last one put away, while the network works on this one.
@@ -258,12 +263,13 @@ def _run(
 
 def _encode(work: tuple[Encoder, Batch]) -> NDArray[np.float32]:
     encoder, batch = work
-    return encoder.encode(np.stack([fresh.pixels for _, fresh in batch]))
+    vectors = encoder.encode(np.concatenate([fresh.pixels for _, fresh in batch]))
+    return vectors.reshape(len(batch), -1, encoder.dim)
 
 
-def decode_window(size: int, threads: int) -> int:
-    """Return how many decoded images of `size` pixels may wait for the network."""
-    return max(2 * threads, min(64, _AHEAD_BYTES // (3 * size**2)))
+def decode_window(size: int, threads: int, views: int = 1) -> int:
+    """Return how many decoded images of `views` times `size` pixels may wait for the network."""
+    return max(2 * threads, min(64, _AHEAD_BYTES // (3 * views * size**2)))
 
 
 def ahead(pool: ThreadPoolExecutor, items: Iterable[T], work: Callable[[T], R], window: int) -> Iterator[tuple[T, R]]:
@@ -305,8 +311,8 @@ class PartWriter:
         self._since = time.monotonic()
 
     def add(self, batch: Batch, vectors: NDArray[np.float32]) -> None:
-        """Take the vectors of a batch; commit when a part is full or overdue."""
-        finite = np.asarray(np.isfinite(vectors).all(axis=1))
+        """Take the vectors (n, views, dim) of a batch; commit when a part is full or overdue."""
+        finite = np.asarray(np.isfinite(vectors).all(axis=(1, 2)))
         for (image, fresh), vector, sound in zip(batch, vectors, finite.tolist(), strict=True):
             if sound:
                 self._rows.append((image, fresh._replace(pixels=_NO_PIXELS)))
@@ -314,7 +320,7 @@ class PartWriter:
             else:
                 self.plan.found[image] = Found(fresh.stamp, reason="not-finite: the network gave no finite vector")
         overdue = time.monotonic() - self._since > PART_SECONDS
-        if len(self._rows) >= block_rows(self.encoder.dim) or overdue:
+        if len(self._rows) >= block_rows(vectors[0].size) or overdue:
             self.commit()
 
     def commit(self) -> None:
@@ -389,23 +395,21 @@ def _assemble(plan: Plan, parts: Parts, target: Path, dtype: str) -> None:
     )
     if parts.finished and len(parts.sources) == 1 and parts.finished.index.same_content(index):
         return
-    write_store(target, index, _gather(parts, [found[image] for image in kept], block_rows(_dim(index))), dtype)
-
-
-def _dim(index: Index) -> int:
-    return max(stop for _, stop in index.segments.values())
+    write_store(target, index, _gather(parts, [found[image] for image in kept]), dtype)
 
 
 def _gather_digests(parts: Parts, rows: list[Found]) -> NDArray[np.uint8]:
     return _digests([parts.sources[row.source].index.digests[row.row].tobytes() for row in rows])
 
 
-def _gather(parts: Parts, rows: list[Found], step: int) -> Iterator[NDArray[np.float32]]:
+def _gather(parts: Parts, rows: list[Found]) -> Iterator[NDArray[np.float32]]:
+    shape = parts.sources[-1].shape[1:]
+    step = block_rows(math.prod(shape))
     for start in range(0, len(rows), step):
         block = rows[start : start + step]
         sources = np.array([row.source for row in block])
         numbers = np.array([row.row for row in block])
-        vectors = np.empty((len(block), parts.sources[-1].shape[1]), np.float32)
+        vectors = np.empty((len(block), *shape), np.float32)
         for source in np.unique(sources):
             mine = np.flatnonzero(sources == source)
             vectors[mine] = parts.sources[source].take(numbers[mine])

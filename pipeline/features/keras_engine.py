@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import EngineError, UsageError, WeightsError, closest
+from pipeline.errors import EngineError, IntegrityError, UsageError, WeightsError, closest
 from pipeline.features.backbones import Backbone
 from pipeline.features.keras_runtime import load_keras
 from pipeline.features.pixels import check_pixels, fill_up
@@ -287,7 +287,7 @@ def _load_custom(keras: Any, recipe: Recipe) -> Any:
     try:
         model = keras.models.load_model(path, compile=False, safe_mode=True)
     except Exception as error:
-        raise WeightsError(
+        raise IntegrityError(
             f"{path} cannot be loaded safely as a Keras model ({_first_line(error)}); save it again with"
             " model.save(), without Lambda layers"
         ) from error

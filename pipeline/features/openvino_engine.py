@@ -131,7 +131,9 @@ def cached_network(recipe: Recipe) -> Network:
 
 def _key(recipe: Recipe) -> str:
     """SHA-256 over everything that the converted network depends on."""
-    identity = {name: value for name, value in recipe.identity().items() if name not in ("resize", "precision")}
+    identity = {
+        name: value for name, value in recipe.identity().items() if name not in ("resize", "precision", "views")
+    }
     versions = {name: importlib.metadata.version(name) for name in ("keras", "openvino", "tensorflow")}
     return hashlib.sha256(json.dumps([identity, versions], sort_keys=True).encode()).hexdigest()
 

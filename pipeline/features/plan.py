@@ -3,20 +3,22 @@
 import contextlib
 import hashlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ImageError, RecipeMismatchError, StoreError, UsageError
+from pipeline.errors import ImageError, IntegrityError, RecipeMismatchError, StoreError, UsageError
 from pipeline.features.engines import Encoder
 from pipeline.features.recipe import Recipe
-from pipeline.features.store import FeatureStore, Index, is_hdf5, write_part
-from pipeline.images.decode import load_pixels, read_bytes
+from pipeline.features.store import FeatureStore, Index, is_replaceable, write_part
+from pipeline.images.decode import read_bytes
 from pipeline.images.manifest import Manifest
 
-TRANSIENT = ("missing", "unreadable")  # reasons that may pass without the file's size or time changing
+# Reasons that may pass without the file's size or time changing.
+TRANSIENT = ("missing", "unreadable", "timeout", "crashed")
 
 
 class Found(NamedTuple):
@@ -29,7 +31,7 @@ class Found(NamedTuple):
 
 
 class Fresh(NamedTuple):
-    """An image that must go through the network."""
+    """An image that must go through the network: pixels are uint8 of shape (views, size, size, 3)."""
 
     stamp: tuple[int, int]
     digest: bytes
@@ -61,10 +63,16 @@ class Parts:
 
     def _add(self, path: Path, *, is_target: bool, dtype: str, overwrite: bool) -> None:
         if overwrite and is_target:
-            if path.stat().st_size and not is_hdf5(path):
+            if not is_replaceable(path):
                 raise UsageError(f"{path} is no feature file, so it is not overwritten; choose another --out")
             return  # sound or damaged, it stays in place until the new file is complete
-        store = FeatureStore(path)
+        try:
+            store = FeatureStore(path)
+        except IntegrityError:
+            if not overwrite:
+                raise
+            path.unlink()
+            return
         if not self.recipe.same_as(store.recipe):
             store.close()
             if overwrite:
@@ -162,7 +170,7 @@ class Plan:
         """Return the images whose file is new or was touched."""
         return [image for image, found in enumerate(self.found) if found is None]
 
-    def examine(self, image: int, recipe: Recipe) -> Found | Fresh:
+    def examine(self, image: int, recipe: Recipe, decode: Callable[..., NDArray[np.uint8]]) -> Found | Fresh:
         """Read one file: find its bytes among the stored rows, else decode it, else say why not."""
         path = self.manifest.path_of(image)
         stamp = stamp_of(path)
@@ -171,7 +179,7 @@ class Plan:
             digest = hashlib.sha256(content).digest()
             if known := self._by_digest.get(digest):
                 return known._replace(stamp=stamp)
-            return Fresh(stamp, digest, load_pixels(content, recipe.size, recipe.resize))
+            return Fresh(stamp, digest, decode(content, recipe.size, recipe.resize, recipe.views))
         except ImageError as error:
             return Found(stamp, reason=str(error))
 

@@ -16,6 +16,7 @@ from pipeline.features.backbones import Backbone, find_backbone
 from pipeline.features.weights import FILE, IMAGENET, file_sha256, imagenet_file, is_published, parse_weights
 from pipeline.images.decode import PIXELS_VERSION
 from pipeline.images.resize import RESIZE_POLICIES
+from pipeline.images.views import ONE, parse_views
 
 LAST = "last"  # the name of the last feature map, whatever the network calls it
 POOLINGS = ("avg", "max", "flatten")
@@ -36,6 +37,7 @@ class RecipeOptions(TypedDict, total=False):
     size: int | None
     resize: str
     precision: str
+    views: str
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Recipe:
         Resize policy: ``"squash"``, ``"crop"`` or ``"pad"``.
     precision : str
         Arithmetic of the convnet: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+    views : str
+        Augmented versions of each image: ``"1"`` (none), ``"flip"``, ``"K"`` or ``"K:SEED"``.
     versions : mapping of str to int
         Versions of the code that makes pixels and vectors.
     weights_path : str
@@ -82,6 +86,7 @@ class Recipe:
     size: int = 224
     resize: str = "squash"
     precision: str = "float32"
+    views: str = ONE
     versions: Mapping[str, int] = field(default_factory=lambda: dict(VERSIONS), hash=False)
     weights_path: str = field(default="", compare=False)
 
@@ -96,6 +101,7 @@ class Recipe:
         size: int | None = None,
         resize: str = "squash",
         precision: str = "float32",
+        views: str = ONE,
     ) -> "Recipe":
         """Make a recipe from a user's options; find the weights and take their digest.
 
@@ -117,6 +123,8 @@ class Recipe:
             How a photograph becomes a square.
         precision : {"float32", "bfloat16", "float16"}
             Arithmetic of the convnet, where the machine has it: float16 needs a GPU.
+        views : str
+            Versions of each image to make vectors of, see `pipeline.images.views.parse_views`.
 
         Raises
         ------
@@ -138,6 +146,7 @@ class Recipe:
             "pooling": pooling,
             "resize": resize,
             "precision": precision,
+            "views": str(parse_views(views)),
         }
         if len(set(common["layers"])) < len(common["layers"]):
             raise UsageError(f"layers {list(layers)} name one layer twice; name each once")
@@ -200,9 +209,19 @@ class Recipe:
 
     def identity(self) -> dict[str, Any]:
         """Return all that determines a vector, as plain data."""
-        data = dataclasses.asdict(self)
+        data = self._data()
         del data["weights_path"]
         return data
+
+    def _data(self) -> dict[str, Any]:
+        data = dataclasses.asdict(self)
+        if self.views == ONE:
+            del data["views"]  # recipes older than views keep their fingerprints
+        return data
+
+    def with_one_view(self) -> "Recipe":
+        """Return the same recipe without augmented views."""
+        return dataclasses.replace(self, views=ONE)
 
     @property
     def fingerprint(self) -> str:
@@ -212,7 +231,7 @@ class Recipe:
 
     def to_json(self) -> str:
         """Return the recipe as JSON, the hint where its weights lie included."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return json.dumps(self._data(), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "Recipe":
@@ -239,7 +258,7 @@ class Recipe:
     def _check(self) -> None:
         expected = {
             "backbone": str, "weights": str, "weights_sha256": str, "layers": tuple, "pooling": str, "size": int,
-            "resize": str, "precision": str, "versions": dict, "weights_path": str,
+            "resize": str, "precision": str, "views": str, "versions": dict, "weights_path": str,
         }  # fmt: skip
         for name, kind in expected.items():
             if not isinstance(getattr(self, name), kind):
@@ -247,6 +266,7 @@ class Recipe:
         _check_choice("pooling", self.pooling, POOLINGS)
         _check_choice("resize", self.resize, RESIZE_POLICIES)
         _check_choice("precision", self.precision, PRECISIONS)
+        parse_views(self.views)
         if self.row is None and self.weights != FILE:
             raise ValueError(f"a .keras model has weights {self.weights!r}, expected 'file'")
 
@@ -258,7 +278,7 @@ class Recipe:
 
     def differences(self, other: "Recipe") -> str:
         """Name the fields in which two recipes differ: ``size 224 instead of 150``."""
-        mine, theirs = self.identity(), other.identity()
+        mine, theirs = ({"views": ONE, **each.identity()} for each in (self, other))
         return ", ".join(
             f"{name} {_short(mine[name])} instead of {_short(theirs[name])}"
             for name in mine
@@ -268,10 +288,11 @@ class Recipe:
     def __str__(self) -> str:
         layers = "" if self.layers == (LAST,) else f" layers {'+'.join(self.layers)}"
         precision = "" if self.precision == "float32" else f" {self.precision}"
+        views = "" if self.views == ONE else f" views {self.views}"
         digest = f" ({self.weights_sha256[:8]})" if self.weights_sha256 else ""
         name = Path(self.weights_path).name if self.backbone == CUSTOM else self.backbone
         return (
-            f"{name}{layers} {self.pooling}-pooled at {self.size} px {self.resize}{precision},"
+            f"{name}{layers} {self.pooling}-pooled at {self.size} px {self.resize}{precision}{views},"
             f" weights {self.weights}{digest}"
         )
 

@@ -10,12 +10,14 @@ the metadata checksums too, so that a flipped bit is an error instead of a wrong
 import contextlib
 import io
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import h5py
 import numpy as np
@@ -23,6 +25,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import IntegrityError, StoreError
 from pipeline.features.recipe import Recipe
+from pipeline.images.views import parse_views
 
 FORMAT = "twostage-features"
 FORMAT_VERSION = 1
@@ -30,6 +33,9 @@ DTYPES = ("float32", "float16")
 BLOCK_BYTES = 8 << 20  # what is read, written and committed at once
 _CHUNK_BYTES = 256 << 10
 _MAX_DEFLATE = 1100  # zlib cannot expand further; more is a forged shape
+
+
+T = TypeVar("T")
 
 
 class Skipped(NamedTuple):
@@ -83,6 +89,17 @@ class Index:
     skipped: tuple[Skipped, ...] = ()
     created_with: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return max(stop for _, stop in self.segments.values())
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """What the file holds for an image: ``(dim,)``, or ``(views, dim)`` with several views."""
+        views = parse_views(self.recipe.views).count
+        return (self.dim,) if views == 1 else (views, self.dim)
+
     def same_content(self, other: "Index") -> bool:
         """Say whether two indexes describe the same rows; versions and hints aside."""
         return (
@@ -114,7 +131,7 @@ class FeatureStore:
     index : Index
         Everything but the vectors.
     shape : tuple of int
-        ``(n, dim)``.
+        ``(n, dim)``, or ``(n, views, dim)`` with several views of each image.
     dtype : dtype
         ``float32`` or ``float16``.
     summary : object or None
@@ -140,8 +157,8 @@ class FeatureStore:
             self._file = _open(self.path)
         try:
             with _guard(self.path):
-                self._features = _plain_dataset(self._file, "features", "f", 2)
                 self.index = _read_index(self._file)
+                self._features = _plain_dataset(self._file, "features", "f", 1 + len(self.index.row_shape))
                 _check_consistency(self._features, self.index)
         except BaseException:
             self._file.close()
@@ -157,7 +174,8 @@ class FeatureStore:
         return int(self._features.shape[0])
 
     def __repr__(self) -> str:
-        return f"FeatureStore({str(self.path)!r}: {len(self)} x {self.shape[1]} {self.dtype}, {self.recipe})"
+        shape = " x ".join(map(str, self.shape))
+        return f"FeatureStore({str(self.path)!r}: {shape} {self.dtype}, {self.recipe})"
 
     def __reduce__(self) -> tuple[type["FeatureStore"], tuple[Path]]:
         return type(self), (self.path,)
@@ -167,9 +185,19 @@ class FeatureStore:
         self._file.close()
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """``(n, dim)``."""
-        return int(self._features.shape[0]), int(self._features.shape[1])
+    def shape(self) -> tuple[int, ...]:
+        """``(n, dim)``, or ``(n, views, dim)`` with several views of each image."""
+        return tuple(int(length) for length in self._features.shape)
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return self.index.dim
+
+    @property
+    def views(self) -> int:
+        """Number of views of each image."""
+        return parse_views(self.recipe.views).count
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -213,7 +241,7 @@ class FeatureStore:
 
     @property
     def features(self) -> NDArray[np.float32]:
-        """All vectors, shape (n, dim), float32; see `blocks` for files larger than memory.
+        """All vectors, shape (n, dim) or (n, views, dim), float32; see `blocks` for files larger than memory.
 
         Raises
         ------
@@ -223,13 +251,13 @@ class FeatureStore:
         return self.rows(0, len(self))
 
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
-        """Return the vectors of rows ``[start, stop)`` as float32 (stop - start, dim)."""
+        """Return the vectors of rows ``[start, stop)`` as float32, shaped as `features`."""
         with _guard(self.path):
             return np.asarray(self._features[start:stop], np.float32)
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the vectors of any rows, in the order given, as float32 (len(rows), dim)."""
-        taken = np.empty((len(rows), self.shape[1]), np.float32)
+        """Return the vectors of any rows, in the order given, as float32, shaped as `features`."""
+        taken = np.empty((len(rows), *self.shape[1:]), np.float32)
         order = np.argsort(rows, kind="stable")
         ordered = rows[order]
         # Neighbours are read together: one call for each run of consecutive rows.
@@ -240,14 +268,14 @@ class FeatureStore:
 
     def blocks(self, nbytes: int = BLOCK_BYTES) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Yield ``(start, vectors)`` over all rows, about `nbytes` at a time."""
-        step = block_rows(self.shape[1], nbytes)
+        step = block_rows(math.prod(self.shape[1:]), nbytes)
         for start in range(0, len(self), step):
             yield start, self.rows(start, min(start + step, len(self)))
 
 
-def block_rows(dim: int, nbytes: int = BLOCK_BYTES) -> int:
-    """Return how many float32 vectors of length `dim` make about `nbytes`, at least one."""
-    return max(1, nbytes // (4 * max(dim, 1)))
+def block_rows(values: int, nbytes: int = BLOCK_BYTES) -> int:
+    """Return how many rows of `values` float32 numbers make about `nbytes`, at least one."""
+    return max(1, nbytes // (4 * max(values, 1)))
 
 
 def write_store(path: Path, index: Index, vectors: Iterable[NDArray[np.float32]], dtype: str = "float32") -> None:
@@ -258,7 +286,7 @@ def write_store(path: Path, index: Index, vectors: Iterable[NDArray[np.float32]]
     path : Path
         Where it ends up; what was there stays until the new file is complete and on disk.
     index : Index
-    vectors : iterable of ndarray of float32, shape (any, dim)
+    vectors : iterable of ndarray of float32, shape (any, dim) or (any, views, dim)
         Consecutive blocks, ``len(index.paths)`` rows in all.
     dtype : {"float32", "float16"}
 
@@ -269,13 +297,83 @@ def write_store(path: Path, index: Index, vectors: Iterable[NDArray[np.float32]]
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("w+b") as raw, _new_file(raw) as file:
-            _fill(file, index, vectors, dtype)
+        with temporary.open("w+b") as raw, ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
+            shield = _Shield(raw)
+            # Python raises a signal's exception in the main thread alone: never in the midst of HDF5.
+            work = writer.submit(_write_through, shield, index, vectors, dtype)
+            try:
+                work.result()
+            except BaseException as error:
+                shield.error = shield.error or error
+                raise
         publish(temporary, path)
     except (OSError, RuntimeError) as error:
-        raise StoreError(f"cannot write {path}: {error}; make space or choose another --out") from error
+        raise StoreError(
+            f"cannot write {path}: {getattr(error, 'strerror', None) or error}; make space or choose another --out"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class _Shield:
+    """The file that HDF5 writes through; HDF5 never learns of an error, such as a full disk.
+
+    It would not survive it: an error while HDF5 closes a file can end the whole process. So the first
+    error is kept, and whatever is written after it goes nowhere.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.error: BaseException | None = None
+        self._file = file
+        self._at = self._end = 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset if whence == os.SEEK_SET else self._end + offset
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def write(self, data: bytes) -> int:
+        self._do(lambda: self._file.write(data))
+        self._at += len(data)
+        self._end = max(self._end, self._at)
+        return len(data)
+
+    def readinto(self, buffer: bytearray) -> int:
+        self._do(lambda: self._file.readinto(buffer))  # type: ignore[attr-defined]
+        self._at += len(buffer)
+        return len(buffer)
+
+    def truncate(self, size: int) -> int:
+        self._do(lambda: self._file.truncate(size))
+        self._end = size
+        return size
+
+    def flush(self) -> None:
+        self._do(self._file.flush)
+
+    def while_sound(self, blocks: Iterable[T]) -> Iterator[T]:
+        """Yield from `blocks`, and raise the error as soon as there is one."""
+        for block in blocks:
+            yield block
+            if self.error:
+                raise self.error
+
+    def _do(self, work: Callable[[], object]) -> None:
+        if self.error is None:
+            try:
+                self._file.seek(self._at)
+                work()
+            except Exception as error:  # noqa: BLE001 - none may get into HDF5
+                self.error = error
+
+
+def _write_through(shield: _Shield, index: Index, vectors: Iterable[NDArray[np.float32]], dtype: str) -> None:
+    with _new_file(shield) as file:
+        _fill(file, index, shield.while_sound(vectors), dtype)
+    if shield.error:
+        raise shield.error
 
 
 def write_part(path: Path, index: Index, vectors: NDArray[np.float32]) -> None:
@@ -339,7 +437,7 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
     try:
         with FeatureStore(path) as store:
             for start, vectors in store.blocks():
-                bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+                bad = np.flatnonzero(~np.isfinite(vectors).reshape(len(vectors), -1).all(axis=1))
                 problems += [f"row {row} ({store.paths[row]!r}) is not finite" for row in (start + bad).tolist()]
                 if progress:
                     progress(start + len(vectors), len(store))
@@ -348,10 +446,10 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
     return problems
 
 
-def is_hdf5(path: Path) -> bool:
-    """Say whether a file begins as every HDF5 file does, damaged or not."""
+def is_replaceable(path: Path) -> bool:
+    """Say whether --overwrite may replace a file: one that begins as HDF5 files do, damaged or not, or has no bytes."""
     with path.open("rb") as file:
-        return file.read(8) == b"\x89HDF\r\n\x1a\n"
+        return file.read(8) in (b"\x89HDF\r\n\x1a\n", b"")
 
 
 def _open(path: Path) -> h5py.File:
@@ -373,13 +471,14 @@ def _guard(path: Path) -> Iterator[None]:
     except (IntegrityError, StoreError) as error:
         raise type(error)(f"{path}: {error}") from error
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        advice = "extract anew with --overwrite" if is_replaceable(path) else "choose another --out"
         raise IntegrityError(
             f"{path} is damaged or no feature file ({type(error).__name__}: {' '.join(str(error).split())[:160]});"
-            " restore it from a copy or extract anew with --overwrite"
+            f" restore it from a copy or {advice}"
         ) from error
 
 
-def _new_file(raw: BinaryIO) -> h5py.File:
+def _new_file(raw: BinaryIO | _Shield) -> h5py.File:
     # Through the low-level interface, which alone can leave out the times that would make every file differ.
     creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
     creation.set_obj_track_times(False)
@@ -394,12 +493,11 @@ def _new_file(raw: BinaryIO) -> h5py.File:
 
 
 def _fill(file: h5py.File, index: Index, vectors: Iterable[NDArray[np.float32]], dtype: str) -> None:
-    dim = max(stop for _, stop in index.segments.values())
     count = len(index.paths)
-    features = _create(file, "features", (count, dim), np.dtype(dtype))
+    features = _create(file, "features", (count, *index.row_shape), np.dtype(dtype))
     start = 0
     for block in vectors:
-        stored = _cast(block, dtype)
+        stored = _cast(block, dtype).reshape(len(block), *index.row_shape)
         features[start : start + len(block)] = stored
         start += len(block)
     if start != count:
@@ -527,7 +625,7 @@ def _read_index(file: h5py.File) -> Index:
 
 
 def _check_consistency(features: h5py.Dataset, index: Index) -> None:
-    count, dim = features.shape
+    count = len(features)
     lengths = {
         name: len(getattr(index, name)) for name in ("paths", "digests", "sizes_mtimes", "labels", "splits", "groups")
     }
@@ -540,5 +638,8 @@ def _check_consistency(features: h5py.Dataset, index: Index) -> None:
             f"labels reach from {index.labels.min()} to {index.labels.max()} with {len(index.classes)} classes"
         )
     stops = [0, *(stop for _, stop in index.segments.values())]
-    if [start for start, _ in index.segments.values()] != stops[:-1] or stops[-1] != dim:
-        raise IntegrityError(f"segments {index.segments} do not cover the {dim} columns")
+    if [start for start, _ in index.segments.values()] != stops[:-1] or features.shape[1:] != index.row_shape:
+        raise IntegrityError(
+            f"rows have shape {features.shape[1:]}, segments {index.segments} and views {index.recipe.views!r} expect"
+            f" {index.row_shape}"
+        )

@@ -27,9 +27,11 @@ from pipeline.heads.affine import AffineHead
 from pipeline.heads.archive import normalised
 from pipeline.heads.classifiers import class_probabilities
 from pipeline.heads.trees import check_trees
-from pipeline.images.decode import Source, load_pixels
+from pipeline.images.decode import Source
+from pipeline.images.views import load_kinds, split_kinds
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE = (1, 2)
 DESCRIPTION = "bundle.json"
 SKOPS_FILE = "head.skops"
 WEIGHTS_FILE = "head.weights.h5"
@@ -102,6 +104,11 @@ class Bundle:
             self.head = self._stored()
         return self.head
 
+    @property
+    def inputs(self) -> tuple[Recipe, ...]:
+        """The recipes that prediction follows: without their augmented views unless these are averaged."""
+        return self.recipes if self.average_views else tuple(recipe.with_one_view() for recipe in self.recipes)
+
     def encoders(self, speed: Speed = Speed()) -> list[Encoder]:
         """Return the recipes made runnable, one encoder each; made once.
 
@@ -111,7 +118,7 @@ class Bundle:
             If the weights are absent or have changed since the training.
         """
         if speed not in self._encoders:
-            self._encoders[speed] = [make_encoder(recipe, speed) for recipe in self.recipes]
+            self._encoders[speed] = [make_encoder(recipe, speed) for recipe in self.inputs]
         return self._encoders[speed]
 
     def probabilities(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -119,20 +126,20 @@ class Bundle:
 
         Parameters
         ----------
-        features : ndarray of float32, shape (n, sum of dims)
+        features : ndarray of float32, shape (n, sum of dims) or (n, views, sum of dims)
             Vectors of this bundle's recipes, side by side.
 
         Returns
         -------
         ndarray of float64, shape (n, number of classes)
-            A class without training images has probability 0.
+            The mean over the views; a class without training images has probability 0.
 
         Raises
         ------
         UsageError
             If the vectors have another length.
         """
-        if features.ndim != 2 or features.shape[1] != sum(self.dims):
+        if features.ndim not in (2, 3) or features.shape[-1] != sum(self.dims):
             raise UsageError(
                 f"features have shape {features.shape}, expected (n, {sum(self.dims)}): vectors of {self.describe()}"
             )
@@ -154,13 +161,14 @@ class Bundle:
             If the weights are absent or have changed.
         """
         batch: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
+        kinds = [(recipe.size, recipe.resize, recipe.views) for recipe in self.inputs]
+        decoded = [split_kinds(load_kinds(image, kinds), kinds) for image in batch]
         blocks = []
-        for encoder in self.encoders(speed):
-            recipe = encoder.recipe
-            shape = (len(batch), recipe.size, recipe.size, 3)
-            pixels = np.array([load_pixels(image, recipe.size, recipe.resize) for image in batch], np.uint8)
-            blocks.append(encoder.encode(pixels.reshape(shape)))
-        return self.probabilities(np.concatenate(blocks, axis=1))
+        for number, encoder in enumerate(self.encoders(speed)):
+            none = np.empty((0, encoder.recipe.size, encoder.recipe.size, 3), np.uint8)
+            pixels = np.concatenate([none, *(parts[number] for parts in decoded)])
+            blocks.append(encoder.encode(pixels).reshape(len(batch), -1, encoder.dim))
+        return self.probabilities(np.concatenate(blocks, axis=2))
 
     def predict(self, images: Source | Sequence[Source], speed: Speed = Speed()) -> NDArray[np.str_]:
         """Return the most probable class of each image, an array of str (n,); see `predict_proba`."""
@@ -211,6 +219,7 @@ class Bundle:
             "classes": list(self.classes),
             "head": {"name": self.head_name, "params": dict(self.params), **description},
             "provenance": dict(self.provenance),
+            "average_views": self.average_views,
             "files": {file.name: _sha256(file.read_bytes()) for file in sorted(folder.iterdir())},
         }
         content["digest"] = _digest(content)
@@ -243,6 +252,7 @@ class Bundle:
                 params=head["params"],
                 report=json.loads(files[REPORT_FILE]),
                 provenance=content["provenance"],
+                average_views=bool(content.get("average_views")),  # schema 1 has none
                 affine=affine,
                 _stored=stored,
             )
@@ -286,7 +296,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise IntegrityError(f"{path} is damaged ({error}); train the bundle anew") from error
     if not isinstance(content, dict) or content.get("format") != "twostage-bundle":
         raise IntegrityError(f"{path} is no description of a bundle; make one with train_head.py")
-    if content.get("schema_version") != SCHEMA_VERSION:
+    if content.get("schema_version") not in READABLE:
         raise BundleError(
             f"{path} has schema version {content.get('schema_version')}, this package reads {SCHEMA_VERSION};"
             " upgrade twostage-features"

@@ -76,8 +76,16 @@ SUFFIXES: frozenset[str] = frozenset(
 MAX_PIXELS: int = 89_478_485
 """Larger images are refused before they are decoded; Pillow's own default limit."""
 
+LARGE_PIXELS: int = 2**24
+"""Before a larger image is decoded, `before_large` is called."""
+
 MAX_BYTES: int = 2**30
 """Larger files are refused before they are read."""
+
+
+def before_large() -> None:
+    """Do nothing; `pipeline.images.isolation` puts something here that lets one process at a time go on."""
+
 
 Source = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 
@@ -119,6 +127,7 @@ _GREY16_MAXIMUM = {"I;12": 4095}
 # PNG gives a colour key in samples of the file; Pillow has spread these to 8 bits.
 _KEY_SCALE = {"L;2": 85, "L;4": 17}
 _MIN_IS_WHITE = 0
+_STRIP_PIXELS = 2**20
 
 # The entry of an AVIF container that announces EXIF. AVIF keeps its orientation elsewhere (irot, imir),
 # and libavif refuses the whole image when its EXIF is damaged: so the entry is renamed before decoding.
@@ -354,6 +363,8 @@ def _check_size(image: Image.Image) -> None:
         raise ImageError("too-large", f"{width} x {height} pixels, the limit is {MAX_PIXELS} in all")
     if width * height == 0:
         raise ImageError("empty", f"{width} x {height} pixels")
+    if width * height > LARGE_PIXELS:
+        before_large()
 
 
 def _from_array(array: NDArray[Any]) -> Image.Image:
@@ -415,11 +426,17 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    while image.mode in _ALPHA_MODES and image.mode != "RGBA":
-        image = image.convert(_ALPHA_MODES[image.mode])
-    image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("RGB")
+    rgb = Image.new("RGB", image.size)
+    # In strips: whole copies of the largest image would be a gigabyte.
+    height = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, height):
+        strip = image.crop((0, top, image.width, min(top + height, image.height)))
+        while strip.mode in _ALPHA_MODES and strip.mode != "RGBA":
+            strip = strip.convert(_ALPHA_MODES[strip.mode])
+        strip = strip.convert("RGBA")
+        white = Image.new("RGBA", strip.size, "white")
+        rgb.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
+    return rgb
 
 
 def _from_opaque(image: Image.Image, raw_mode: str, low: NDArray[np.uint8] | None) -> Image.Image:
