@@ -215,7 +215,7 @@ def format_table(metrics: Mapping[str, Any], width: int = 80) -> str:
     accuracy 0.750 on 4 images (95 % interval 0.301 to 0.954)
     majority baseline 0.750 (always cat)
     balanced accuracy 0.833 (0.250 to 1.000)   macro F1 0.733 (0.200 to 1.000)
-    log loss 0.511 (0.137 to 0.937)
+    log loss 0.511 (0.164 to 0.959)
     """
     names = [printable(row["class"]) for row in metrics["per_class"]]
     room = _checked_width(width) - sum(size for _, size in _COLUMNS)
