@@ -84,6 +84,28 @@ def test_train_head_prints_the_table_and_the_baseline(run, made):
     assert json.loads((bundle / "report.json").read_text())["head"] == "logreg"
 
 
+def test_a_race_from_the_command_line(run, made, monkeypatch):
+    from pipeline import Bundle
+    from pipeline.heads import search
+
+    monkeypatch.setattr(search, "RACE", {name: search.RACE[name] for name in ("logreg", "ridge", "knn")})
+    features, bundle, _ = made
+    code, out, err = run("train-head", features, "--out", bundle, "--head", "auto", "--budget", "1m", "--curve")
+    assert code == 0, err
+    assert "candidate" in out
+    assert "training images  a class" in out
+    assert "note: raced" in err
+    assert Bundle.load(bundle).head_name in search.RACE
+    code, out, _ = run("train-head", features, "--out", bundle, "--head", "auto", "--json", "--budget", "90")
+    data = json.loads(out)
+    assert {"accuracy_sd", "fit_seconds", "folds"} <= set(data["candidates"][0])
+    code, _, err = run("train-head", features, "--out", bundle, "--head", "auto", "--budget", "soon")
+    assert code == 2
+    assert "'soon' is no time; give seconds or minutes, such as 60s or 5m" in err
+    code, _, err = run("train-head", features, "--out", bundle, "--average-views")
+    assert (code, "extract with --views first" in err) == (2, True)
+
+
 def test_predict(run, made, tmp_path):
     features, bundle, photos = made
     code, out, _ = run("predict", bundle, photos / "bee", photos / "ant" / "0.png", "--quiet")

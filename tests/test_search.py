@@ -101,6 +101,19 @@ def test_the_race_finds_a_good_head_and_says_how(quick):
     assert (found.folded.argmax(axis=1) == data.y[:150]).mean() == pytest.approx(whole[0]["accuracy"])
 
 
+@pytest.mark.parametrize("name", ["ridge", "svm"])
+def test_the_winner_keeps_the_temperature_of_the_folds(quick, monkeypatch, name):
+    monkeypatch.setattr(search, "RACE", {name: 1.0})
+    data = make_data(n=300)
+    found = race(Fitter(data))
+    (alone,) = Fitter(data).fit(name, [found.params], np.arange(300))
+    assert type(found.fitted[-1].estimator_) is type(alone[-1].estimator_)
+    assert found.fitted[-1].temperature_ == pytest.approx(alone[-1].temperature_, rel=0.3)
+    np.testing.assert_allclose(
+        found.fitted[-1].decision_function(data.X[:9, 0]), alone[-1].decision_function(data.X[:9, 0]), atol=1e-6
+    )
+
+
 def test_clearly_worse_candidates_drop_out(quick, monkeypatch):
     monkeypatch.setattr(search, "RACE", {**QUICK, "dummy": 1.0})
     board = race(Fitter(make_data(n=300))).candidates
@@ -220,15 +233,6 @@ def test_the_race_through_train_head(quick, tmp_path):
 def test_options_that_do_not_go_together(tmp_path, options, message):
     with pytest.raises(UsageError, match=message):
         train_head(make_store(tmp_path / "f.h5"), **options)
-
-
-def test_files_of_other_views_are_not_joined(tmp_path, monkeypatch):
-    from pipeline.heads import joining
-
-    one, two = make_store(tmp_path / "1.h5"), make_store(tmp_path / "2.h5")
-    monkeypatch.setattr(joining, "_views", lambda store: "flip" if store is two else "1")
-    with pytest.raises(TrainingError, match=r"2\.h5 has the views 'flip', .*1\.h5 has '1'; extract both with the same"):
-        joining.load_training_data([one, two])
 
 
 def test_a_leaderboard_fits_the_terminal():

@@ -251,6 +251,45 @@ def test_progress_counts_fits(tmp_path):
     assert seen[-1] == (fits, fits)
 
 
+def with_views(path, views="flip", noise=2.0, seed=5, **changes):
+    """As make_store, with a second view of each image that has other noise."""
+    first = make_store(path, noise=noise, dim=12)
+    other = np.random.default_rng(seed).normal(0, noise, (90, 12)) + np.eye(3, 12)[first.labels] * 3
+    index = dataclasses.replace(first.index, recipe=dataclasses.replace(RECIPE, views=views), **changes)
+    write_store(path, index, [np.stack([first.features, other], axis=1).astype(np.float32)])
+    return FeatureStore(path)
+
+
+def test_views_are_samples_in_training_and_averaged_only_when_asked(tmp_path):
+    store = with_views(tmp_path / "f.h5")
+    data = load_training_data(store)
+    assert data.X.shape == (90, 2, 12)
+    plain, report = train_head(store, params={"C": 0.1})
+    averaged, _ = train_head(store, params={"C": 0.1}, average_views=True)
+    np.testing.assert_array_equal(plain.head[-1].coef_, averaged.head[-1].coef_)
+    train, test = data.rows("train"), data.rows("test")
+    np.testing.assert_allclose(
+        plain.head["standardise"].mean_, data.X[train].reshape(-1, 12).mean(axis=0), rtol=1e-4, atol=1e-5
+    )
+    assert (plain.average_views, averaged.average_views) == (False, True)
+    predicted = plain.probabilities(data.X[test, 0]).argmax(axis=1)
+    assert report.accuracy == (predicted == data.y[test]).mean()
+    again = type(averaged).load(averaged.save(tmp_path / "b"))
+    assert again.average_views
+    mean = np.mean([averaged.head.predict_proba(data.X[test, view]) for view in (0, 1)], axis=0)
+    np.testing.assert_allclose(again.probabilities(data.X[test]), mean, atol=1e-6)
+
+
+def test_files_with_views_are_joined_view_by_view(tmp_path):
+    one, two = with_views(tmp_path / "1.h5"), with_views(tmp_path / "2.h5", seed=6)
+    assert load_training_data([one, two]).X.shape == (90, 2, 24)
+    bundle, _ = train_head([one, two], "ridge", cv=3, average_views=True)
+    assert bundle.dims == (12, 12)
+    other = with_views(tmp_path / "3.h5", views="2")
+    with pytest.raises(TrainingError, match=r"3\.h5 has the views '2', .*1\.h5 has 'flip'; extract both with the"):
+        train_head([one, other])
+
+
 def test_clothes(data, tmp_path, monkeypatch):
     """Real photographs, a real network: a head learns far more than the majority class."""
     from pipeline.features.extraction import extract

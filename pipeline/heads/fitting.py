@@ -43,6 +43,7 @@ class Fitter:
         rows: Rows,
         *,
         watched: Rows | None = None,
+        temperature: float | None = None,
         rough: bool = False,
     ) -> Iterator[Any]:
         """Yield a head fitted on all views of some rows for each of the parameters.
@@ -54,7 +55,7 @@ class Fitter:
         rows : ndarray of int
         watched : ndarray of int, optional
             Rows by which a Keras head decides when to stop.
-        rough : bool
+        temperature, rough
             See `fit_path`.
         """
         X, y, units = self._samples(rows)
@@ -69,7 +70,7 @@ class Fitter:
                 head[-1].fit(Z, y, validation_data=shown)
                 yield head
         else:
-            yield from fit_path(name, grid, X, y, units=units, seed=self.seed, rough=rough)
+            yield from fit_path(name, grid, X, y, units=units, seed=self.seed, temperature=temperature, rough=rough)
 
     def probabilities(self, head: Any, rows: Rows) -> NDArray[np.float64]:
         """Return the probability of each class for some rows, float64 (len(rows), number of classes)."""

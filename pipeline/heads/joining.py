@@ -122,10 +122,10 @@ def _joined_rows(stores: Sequence[FeatureStore], notes: list[str]) -> list[NDArr
                 f"{store.path} has classes {list(store.classes)}, {first.path} has {list(first.classes)};"
                 " extract both from the same images"
             )
-        if (views := _views(store)) != _views(first):
+        if (views := store.recipe.views) != first.recipe.views:
             raise TrainingError(
-                f"{store.path} has the views {views!r}, {first.path} has {_views(first)!r}; extract both with the same"
-                " --views"
+                f"{store.path} has the views {views!r}, {first.path} has {first.recipe.views!r}; extract both with the"
+                " same --views"
             )
     if not common:
         raise TrainingError(
@@ -144,7 +144,3 @@ def _joined_rows(stores: Sequence[FeatureStore], notes: list[str]) -> list[NDArr
         if lost := len(store) - len(common):
             notes.append(f"{lost} images of {store.path} are not in every file and were left out")
     return joined
-
-
-def _views(store: FeatureStore) -> str:
-    return str(getattr(store.recipe, "views", "1"))

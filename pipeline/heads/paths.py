@@ -20,6 +20,7 @@ def fit_path(
     *,
     units: NDArray[np.int64] | None = None,
     seed: int = 0,
+    temperature: float | None = None,
     rough: bool = False,
 ) -> Iterator[Any]:
     """Fit one head with each of several parameters, in the order given.
@@ -35,9 +36,10 @@ def fit_path(
     units : ndarray of int, shape (n,), optional
         Rows that may not be parted where a head needs folds for its temperature.
     seed : int
+    temperature : float or None
+        Of heads that have decision values alone, where it is known; None to choose it out of fold.
     rough : bool
-        For comparing heads, not for keeping them: what has decision values alone gets no temperature, which changes
-        none of its decisions, and kernels are computed with BLAS.
+        For comparing heads, not for keeping them: kernels are computed with BLAS.
 
     Yields
     ------
@@ -60,18 +62,18 @@ def fit_path(
 
         bases = [KernelSVC(base) for base in bases]
     solve = _solver(name, grid, bases)
-    if solve is None and not (rough and wrapped):
+    if solve is None and not (wrapped and temperature):
         for head in heads:
             yield head.fit(X, y, **({"head__units": units} if wrapped else {}))
         return
     before = heads[0][:-1]
     Z = before.fit_transform(X, y)
-    temperatures = [1.0] * len(heads)
-    if wrapped and not rough:
+    temperatures = [temperature or 1.0] * len(heads)
+    if wrapped and not temperature:
         found = choose_temperatures(lambda inner: _fit(bases, solve, Z[inner], y[inner]), Z, y, units)
         temperatures = found or temperatures
-    for head, base, temperature in zip(heads, _fit(bases, solve, Z, y), temperatures, strict=True):
-        head.steps = [*before.steps, (head.steps[-1][0], SoftmaxHead.of(base, temperature) if wrapped else base)]
+    for head, base, chosen in zip(heads, _fit(bases, solve, Z, y), temperatures, strict=True):
+        head.steps = [*before.steps, (head.steps[-1][0], SoftmaxHead.of(base, chosen) if wrapped else base)]
         yield head
 
 

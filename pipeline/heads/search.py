@@ -51,8 +51,8 @@ class Candidate:
         Which rows those are.
     accuracies : dict of int to float
         Of each fold, by the first row that it holds out.
-    fit_seconds, predict_seconds : list of float
-        One number for each fold.
+    temperatures, fit_seconds, predict_seconds : list of float
+        One number for each fold; no temperatures where there are probabilities.
     fitted : fitted pipeline, or None
         On the whole training split.
     validation : dict
@@ -64,6 +64,7 @@ class Candidate:
     proba: NDArray[np.float64] = field(repr=False)
     judged: NDArray[np.bool_] = field(repr=False)
     accuracies: dict[int, float] = field(default_factory=dict)
+    temperatures: list[float] = field(default_factory=list)
     fit_seconds: list[float] = field(default_factory=list)
     predict_seconds: list[float] = field(default_factory=list)
     fitted: Any = None
@@ -255,16 +256,24 @@ def _decide(fitter: Fitter, board: list[Candidate], notes: list[str]) -> Choice:
     if len(validation) and len(data.rows("test")) and len(finalists) > 1:
         chosen_on = "validation"
         for each in finalists:
-            (each.fitted,) = fitter.fit(each.head, [each.params], train)
+            each.fitted = _refit(fitter, each)
             each.validation = score(y[validation], fitter.probabilities(each.fitted, validation))
         best = max(finalists, key=lambda each: _rank(each.validation))
         named = ", ".join(each.head for each in finalists)
         notes.append(f"the validation images chose {best.head} among the finalists {named}")
     else:
+        best.fitted = _refit(fitter, best)
         notes.append(f"the folds chose {best.head}")
     return Choice(
         best.head, best.params, [each.row(y) for each in board], chosen_on, best.fitted, best.proba[train], tuple(notes)
     )
+
+
+def _refit(fitter: Fitter, each: Candidate) -> Any:
+    """Fit on the whole training split; the folds have found the temperature already, out of fold."""
+    temperature = float(np.exp(np.mean(np.log(sorted(each.temperatures))))) if each.temperatures else None
+    (fitted,) = fitter.fit(each.head, [each.params], fitter.data.rows("train"), temperature=temperature)
+    return fitted
 
 
 @dataclass
@@ -306,7 +315,7 @@ def _take_part(
 def _pilot(fitter: Fitter, name: str, entrants: Sequence[Candidate], inner: Rows) -> float:
     """Guess the seconds of a fold from one fit on a part of its images."""
     began = time.monotonic()
-    list(fitter.fit(name, [entrants[0].params], _part(fitter.data.y, inner), rough=True))
+    list(fitter.fit(name, [entrants[0].params], _part(fitter.data.y, inner), temperature=1.0, rough=True))
     return (time.monotonic() - began) * _PILOT ** RACE[name] * len(entrants)
 
 
@@ -323,7 +332,8 @@ def _judge(fitter: Fitter, entrants: Sequence[Candidate], inner: Rows, outer: Ro
     first = not entrants[0].accuracies
     judged: list[Candidate] = []
     began = time.perf_counter()
-    fits = fitter.fit(entrants[0].head, [each.params for each in entrants], inner, rough=rough)
+    grid = [each.params for each in entrants]
+    fits = fitter.fit(entrants[0].head, grid, inner, temperature=1.0 if rough else None, rough=rough)
     spent = 0.0
     for each, fitted in zip(entrants, fits, strict=True):
         asked = time.perf_counter()
@@ -331,7 +341,8 @@ def _judge(fitter: Fitter, entrants: Sequence[Candidate], inner: Rows, outer: Ro
         answered = time.perf_counter()
         spent += answered - asked
         if rough and HEADS[each.head].softmax:
-            proba = _tempered(proba, y[outer])
+            proba, temperature = _tempered(proba, y[outer])
+            each.temperatures.append(temperature)
         each.proba[outer], each.judged[outer] = proba, True
         each.accuracies[int(outer[0])] = score(y[outer], proba)["accuracy"]
         each.predict_seconds.append(answered - asked)
@@ -342,7 +353,7 @@ def _judge(fitter: Fitter, entrants: Sequence[Candidate], inner: Rows, outer: Ro
         each.fit_seconds.append((time.perf_counter() - began - spent) / len(judged))
 
 
-def _tempered(proba: NDArray[np.float64], truth: NDArray[np.int64]) -> NDArray[np.float64]:
+def _tempered(proba: NDArray[np.float64], truth: NDArray[np.int64]) -> tuple[NDArray[np.float64], float]:
     """Give decision values the temperature that suits these rows: one number, to make log losses comparable."""
     from pipeline.heads.softmax_head import fit_temperature
 
@@ -350,12 +361,13 @@ def _tempered(proba: NDArray[np.float64], truth: NDArray[np.int64]) -> NDArray[n
     logits = np.log(np.maximum(proba[:, known], 1e-300))
     rows = np.isin(truth, known)
     if len(known) < 2 or not rows.any():
-        return proba
-    logits /= fit_temperature(logits[rows], np.searchsorted(known, truth[rows]))
+        return proba, 1.0
+    temperature = fit_temperature(logits[rows], np.searchsorted(known, truth[rows]))
+    logits /= temperature
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))
     tempered = np.zeros_like(proba)
     tempered[:, known] = odds / odds.sum(axis=1, keepdims=True)
-    return tempered
+    return tempered, temperature
 
 
 def _survivors(started: Sequence[Candidate], y: NDArray[np.int64]) -> dict[str, list[Candidate]]:
