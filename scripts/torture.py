@@ -110,6 +110,12 @@ ATTACKS = (
         {"errors": 1},
     ),
     Attack(
+        "disk full: the same under train_head.py and predict.py",
+        "crash.disk_full_of_results",
+        none("hangs", "crashes", "not exit 1", "not one line", "third states", "left over"),
+        {"errors": 1},
+    ),
+    Attack(
         "disk full: a real tmpfs",
         "crash.small_tmpfs",
         none("hangs", "crashes", "not exit 1", "not one line", "third states", "not resumed"),

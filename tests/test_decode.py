@@ -380,6 +380,17 @@ def test_colour_key_of_16_bits_compares_both_bytes() -> None:
     assert pixels(grey)[0, :, 0].tolist() == [255, 0x12]
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_large_images_go_on_white_in_strips(mode: str) -> None:
+    image = Image.fromarray(RNG.integers(0, 256, (700, 3001, 4), dtype=np.uint8), "RGBA").convert(mode)
+    if mode == "P":
+        image.info["transparency"] = bytes(range(256))
+    white = Image.new("RGBA", image.size, "white")
+    expected = np.asarray(Image.alpha_composite(white, image.convert("RGBA")).convert("RGB"))
+    assert image.width * image.height > 2 * decode._STRIP_PIXELS
+    assert np.array_equal(pixels(image), expected)
+
+
 def test_one_bit() -> None:
     image = Image.fromarray(NOISE[:, :, 0] > 127)
     expected = np.repeat((NOISE[:, :, :1] > 127) * 255, 3, axis=2)

@@ -160,7 +160,9 @@ def test_children_do_not_outlive_a_parent_that_was_killed():
 
 
 def test_scripts_without_a_main_guard_work(photos, tmp_path):
-    """As users write them; multiprocessing would start them over and over."""
+    """As users write them, wherever they stand; multiprocessing would start them over and over."""
+    (tmp_path / "cwd").mkdir()
+    (tmp_path / "cwd" / "json.py").write_text("raise SystemExit('a file of the current folder was imported')")
     script = tmp_path / "mine.py"
     script.write_text(
         "from pipeline.images.decode import load_pixels\n"
@@ -168,7 +170,7 @@ def test_scripts_without_a_main_guard_work(photos, tmp_path):
         "print('once')\n"
         f"print(Decoders(load_pixels)(open({str(photos / 'ant' / '0.png')!r}, 'rb').read(), 2).shape)\n"
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, cwd=tmp_path)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, cwd=tmp_path / "cwd")
     assert done.stdout == "once\n(2, 2, 3)\n"
 
 

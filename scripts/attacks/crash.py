@@ -70,6 +70,35 @@ def disk_full(work: Path, scale: float, seed: int) -> Counts:
     return dict(counts)
 
 
+def disk_full_of_results(work: Path, scale: float, seed: int) -> Counts:
+    """Fail likewise under `train-head` and `predict`, whose old results must stay whole."""
+    features, results = work / "out" / "f.h5", work / "results"
+    features.parent.mkdir()
+    results.mkdir()
+    paint_folder(work / "photos", 20)
+    run(extract_words(work / "photos", features), features.parent)
+    bundle, counts = results / "b", Counter[str]()
+    commands = {bundle: ["train-head", str(features), "--head", "nearest-centroid", "--cv", "2"]}
+    for suffix in (".csv", ".jsonl", ".parquet"):
+        commands[results / f"p{suffix}"] = ["predict", str(bundle), str(work / "photos")]
+    for target, words in commands.items():
+        command = [*words, "--quiet", "--out", str(target)]
+        steps = run(command, results).steps
+        old = _content(target)
+        for kind, stays in (("ENOSPC", True), ("EIO", False)):
+            for step in _some(steps, scale / 2, seed):
+                counts["errors"] += 1
+                counts.update(_verdict(run(command, results, Fault(step, kind, stays))))
+                counts["third states"] += _content(target) != old
+                counts["left over"] += len(list(results.glob(".*")))
+    return dict(counts)
+
+
+def _content(path: Path) -> list[tuple[str, bytes]]:
+    files = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
+    return [(file.name, file.read_bytes()) for file in files]
+
+
 def small_tmpfs(work: Path, scale: float, seed: int) -> Counts:
     """Fill a real tmpfs of 1 MB but for some bytes, extract into it, then make space."""
     disk = work / "disk"

@@ -22,6 +22,9 @@ from PIL import Image
 SIZE = 32
 PART_ROWS = 10
 _PATIENCE = 60.0
+# Imported once, by the process that victims are forked from.
+_PRELOAD = ["pipeline.features.extraction", "pipeline.prediction", "pipeline.heads.training", "sklearn.neighbors"]
+_PRELOAD += ["sklearn.pipeline", "sklearn.preprocessing", "skops.io", "pyarrow.parquet"]
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,17 @@ class _CountedFile(io.FileIO):
         return super().truncate(size)
 
 
+class _InProcess(contextlib.nullcontext[Any]):
+    """Stands in for decoders in processes of their own, where these are not what is attacked."""
+
+    def __call__(self, *words: Any) -> Any:
+        return self.enter_result(*words)
+
+    def start(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Victim:
     """A command running in a process of its own, forked from one that has imported everything.
 
@@ -153,7 +167,7 @@ class Victim:
         self, words: list[str], folder: Path, fault: Fault | None = None, pause: float = 0.0, isolated: bool = True
     ) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["pipeline.cli", "pipeline.features.extraction", "attacks.victim"])
+        context.set_forkserver_preload(_PRELOAD)
         # Not beside the folder: that disk may be full.
         self.log = Path(tempfile.gettempdir()) / f"victim-{os.getpid()}-{time.monotonic_ns()}.log"
         self.started = time.monotonic()
@@ -197,7 +211,7 @@ def _run(words: list[str], folder: Path, log: Path, fault: Fault | None, pause: 
         os.dup2(os.open(log.with_suffix(suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     from attacks.fake import FakeEncoder
-    from pipeline import cli
+    from pipeline import cli, prediction
     from pipeline.features import engines, extraction
 
     class Slow(FakeEncoder):
@@ -208,7 +222,7 @@ def _run(words: list[str], folder: Path, log: Path, fault: Fault | None, pause: 
     engines.ENGINES.update(dict.fromkeys(engines.ENGINES, Slow))
     vars(extraction)["block_rows"] = lambda dim: PART_ROWS
     if not isolated:
-        vars(extraction)["Decoders"] = contextlib.nullcontext
+        vars(extraction)["Decoders"] = vars(prediction)["Decoders"] = _InProcess
     steps = Steps(folder, fault)
     steps.install()
     try:
