@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pipeline.heads.classifiers import HEADS
     from pipeline.heads.keras_head import KerasHead
     from pipeline.heads.training import Report, train_head
+    from pipeline.heads.trust import Trust
     from pipeline.images.manifest import Manifest
     from pipeline.prediction import Prediction, predict
 
@@ -40,6 +41,7 @@ _HOMES = {
     "Report": "heads.training",
     "Speed": "features.engines",
     "Summary": "features.extraction",
+    "Trust": "heads.trust",
     "extract": "features.extraction",
     "predict": "prediction",
     "train_head": "heads.training",
@@ -63,6 +65,7 @@ __all__ = [
     "Report",
     "Speed",
     "Summary",
+    "Trust",
     "extract",
     "predict",
     "train_head",

@@ -25,14 +25,17 @@ from pipeline.features.store import publish
 from pipeline.features.weights import FILE, check_digest
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.trees import check_trees
+from pipeline.heads.trust import CALIBRATION_FILE, NOVELTY_FILE, Safeguards
 from pipeline.images.decode import Source, load_pixels
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE_VERSIONS = (1, 2)  # 2 added "trust"
 DESCRIPTION = "bundle.json"
 SKOPS_FILE = "head.skops"
 WEIGHTS_FILE = "head.weights.h5"
 AFFINE_FILE = "head.npz"
 REPORT_FILE = "report.json"
+FILES = (SKOPS_FILE, WEIGHTS_FILE, AFFINE_FILE, REPORT_FILE, CALIBRATION_FILE, NOVELTY_FILE)
 
 # Types beyond skops' own list that heads of the table need; the trees' indexes are checked in addition.
 TRUSTED_TYPES = (
@@ -64,6 +67,8 @@ class Bundle:
         The report of the training, as plain data.
     provenance : mapping of str to str
         Seed, versions, fingerprints.
+    safeguards : Safeguards
+        Calibration, threshold for abstaining, novelty score.
 
     Examples
     --------
@@ -80,6 +85,7 @@ class Bundle:
     params: Mapping[str, Any] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    safeguards: Safeguards = field(default_factory=Safeguards, compare=False)
     affine: AffineHead | None = field(default=None, repr=False, compare=False)
     _stored: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
     _encoders: dict[Speed, list[Encoder]] = field(default_factory=dict, repr=False, compare=False)
@@ -134,7 +140,8 @@ class Bundle:
         full = np.zeros((len(features), len(self.classes)))
         if len(features):
             head = self.affine or self.estimator()
-            full[:, np.asarray(head.classes_, int)] = head.predict_proba(features)
+            proba = np.asarray(head.predict_proba(features), np.float64)
+            full[:, np.asarray(head.classes_, int)] = self.safeguards.calibrate(proba)
         return full
 
     def predict_proba(self, images: Source | Sequence[Source], speed: Speed = Speed()) -> NDArray[np.float64]:
@@ -201,6 +208,8 @@ class Bundle:
         description = _write_head(self.estimator(), folder)
         if self.affine:
             (folder / AFFINE_FILE).write_bytes(self.affine.to_bytes())
+        for name, data in self.safeguards.to_files().items():
+            (folder / name).write_bytes(data)
         (folder / REPORT_FILE).write_text(json.dumps(self.report, indent=1), "utf-8")
         content = {
             "format": "twostage-bundle",
@@ -210,6 +219,7 @@ class Bundle:
             "classes": list(self.classes),
             "head": {"name": self.head_name, "params": dict(self.params), **description},
             "provenance": dict(self.provenance),
+            "trust": self.safeguards.to_dict(),
             "files": {file.name: _sha256(file.read_bytes()) for file in sorted(folder.iterdir())},
         }
         content["digest"] = _digest(content)
@@ -242,6 +252,7 @@ class Bundle:
                 params=head["params"],
                 report=json.loads(files[REPORT_FILE]),
                 provenance=content["provenance"],
+                safeguards=Safeguards.read(content.get("trust", {}), files, sum(content["dims"])),
                 affine=affine,
                 _stored=stored,
             )
@@ -285,9 +296,9 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise IntegrityError(f"{path} is damaged ({error}); train the bundle anew") from error
     if not isinstance(content, dict) or content.get("format") != "twostage-bundle":
         raise IntegrityError(f"{path} is no description of a bundle; make one with train_head.py")
-    if content.get("schema_version") != SCHEMA_VERSION:
+    if content.get("schema_version") not in READABLE_VERSIONS:
         raise BundleError(
-            f"{path} has schema version {content.get('schema_version')}, this package reads {SCHEMA_VERSION};"
+            f"{path} has schema version {content.get('schema_version')}, this package reads up to {SCHEMA_VERSION};"
             " upgrade twostage-features"
         )
     if content.get("digest") != _digest(content):
@@ -305,7 +316,7 @@ def _sha256(data: bytes) -> str:
 
 
 def _read_file(folder: Path, name: str, digest: str) -> bytes:
-    if name not in (SKOPS_FILE, WEIGHTS_FILE, AFFINE_FILE, REPORT_FILE):
+    if name not in FILES:
         raise IntegrityError(f"{folder} lists the unknown file {name!r}; it is no bundle of this package")
     try:
         data = (folder / name).read_bytes()

@@ -1,5 +1,6 @@
 """`SoftmaxHead`: probabilities for classifiers that only have decision values."""
 
+import itertools
 import warnings
 from typing import Any
 
@@ -9,6 +10,8 @@ from scipy.special import logsumexp, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.utils.validation import check_is_fitted
+
+_DUEL = 2.0  # log odds of a duel whose decision value is 1, the margin of a support vector machine
 
 
 class SoftmaxHead(ClassifierMixin, BaseEstimator):
@@ -68,7 +71,7 @@ class SoftmaxHead(ClassifierMixin, BaseEstimator):
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """Give the decision values of the classifier, unscaled.
+        """Give the decision values of the classifier, unscaled; one a class also where it has one a pair of classes.
 
         Parameters
         ----------
@@ -79,7 +82,7 @@ class SoftmaxHead(ClassifierMixin, BaseEstimator):
         float array of shape (n, k), or (n,) for two classes
         """
         check_is_fitted(self)
-        return np.asarray(self.estimator_.decision_function(X))
+        return _per_class(self.estimator_, self.estimator_.decision_function(X), len(self.classes_))
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Give softmax(decision / temperature).
@@ -121,7 +124,23 @@ class SoftmaxHead(ClassifierMixin, BaseEstimator):
         decision = cross_val_predict(
             clone(self.estimator), X[rows], y[rows], cv=StratifiedKFold(self.folds), method="decision_function"
         )
+        decision = _per_class(self.estimator, decision, int(common.sum()))
         return fit_temperature(_logits(decision), np.searchsorted(classes[common], y[rows]))
+
+
+def _per_class(estimator: Any, decision: np.ndarray, k: int) -> np.ndarray:
+    """Sum up what a class wins against each other one, where an SVC has a decision value for each pair of classes.
+
+    The sum of log sigmoids is the log of the chance to win every duel. SVC's own values of classes count duels
+    won, so the first two are always about 1 apart, whether the decision between them was close or clear.
+    """
+    if decision.ndim == 1 or getattr(estimator, "decision_function_shape", None) != "ovo":
+        return np.asarray(decision)
+    values = np.zeros((len(decision), k))
+    for column, (first, second) in zip(decision.T, itertools.combinations(range(k), 2), strict=True):
+        values[:, first] -= np.logaddexp(0.0, -_DUEL * column)
+        values[:, second] -= np.logaddexp(0.0, _DUEL * column)
+    return values
 
 
 def _logits(decision: np.ndarray) -> np.ndarray:

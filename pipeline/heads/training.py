@@ -8,7 +8,7 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,13 @@ from pipeline.features.store import FeatureStore
 from pipeline.heads.bundle import Bundle
 from pipeline.heads.classifiers import HEADS, make_head
 from pipeline.heads.evaluation import evaluate, format_confusion, format_table
+from pipeline.heads.novelty import FALSE_ALARMS, Novelty
+from pipeline.heads.trust import HeldOut, Trust, format_trust, learn_safeguards, trust_facts
 from pipeline.images.splits import draw_splits
 
 SPLITS = ("train", "validation", "test")
 DEFAULT_FOLDS = 5
+TRUST_FOLDS = 3  # for calibration and abstention, where choosing made no folds
 
 Features = FeatureStore | str | os.PathLike[str]
 
@@ -82,6 +85,8 @@ class Report:
         Curves of a Keras head, else empty.
     provenance : dict
         Recipes, seed and versions.
+    trust : dict
+        How calibration, threshold and novelty score were learned; what they do on a split is in its metrics.
     """
 
     head: str
@@ -95,6 +100,7 @@ class Report:
     seconds: float
     history: dict[str, list[float]] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    trust: dict[str, Any] = field(default_factory=dict)
 
     @property
     def accuracy(self) -> float:
@@ -115,6 +121,7 @@ class Report:
         if "cross-validation" in self.metrics and self.scored_on != "cross-validation":
             folded = self.metrics["cross-validation"]
             lines.append(f"cross-validated accuracy {folded['accuracy']:.3f} on {folded['n']} training images")
+        lines += format_trust(metrics, self.trust)
         return "\n".join([*lines, "", format_confusion(metrics, width)])
 
 
@@ -125,6 +132,7 @@ def train_head(
     params: Mapping[str, Any] | None = None,
     cv: int | None = None,
     seed: int = 0,
+    trust: Trust = Trust(),
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Bundle, Report]:
     """Fit on the training split, choose on validation, report on test.
@@ -145,6 +153,8 @@ def train_head(
         Folds for choosing and for a cross-validated score.
     seed : int
         Of the splits drawn, the folds, and the head.
+    trust : Trust
+        Calibration of the probabilities, abstention, novelty score.
     progress : callable (done, total) or None
         Called after each fit.
 
@@ -165,6 +175,7 @@ def train_head(
     >>> bundle, report = train_head("artifacts/photos.h5", head="logreg")  # doctest: +SKIP
     """
     params = dict(params or {})
+    trust.check()
     make_head(head, params, seed)  # a wrong name or parameter is an error before files are read
     data = load_training_data(features, seed)
     started = time.monotonic()
@@ -181,13 +192,24 @@ def train_head(
     with _told(head) as warned:
         chosen = _choose(data, head, params, cv, seed, progress)
         fitted = chosen.fitted or _fit(data, make_head(head, chosen.params, seed), train, validation)
+        scored = [split for split in ("validation", "test") if len(data.rows(split))]
+        raw = {split: _full_probabilities(fitted, data.X[data.rows(split)], len(data.classes)) for split in scored}
+        # Calibration changes the head in place where it ends in a softmax.
+        safeguards, said = learn_safeguards(
+            trust, fitted, lambda: _held_out(data, head, chosen, fitted.classes_, seed), seed
+        )
+        notes += said
+    if trust.novelty:
+        novelty = Novelty.fit(data.X[train], data.groups[train].tolist(), seed)
+        facts = {**safeguards.facts, "novelty": {"false_alarms": FALSE_ALARMS, "threshold": novelty.threshold}}
+        safeguards = replace(safeguards, novelty=novelty, facts=facts)
     majority = int(np.bincount(data.y[train]).argmax())
     metrics = {}
-    for split in ("validation", "test"):
+    for split in scored:
         rows = data.rows(split)
-        if len(rows):
-            proba = _full_probabilities(fitted, data.X[rows], len(data.classes))
-            metrics[split] = evaluate(data.y[rows], proba, data.classes, majority=majority)
+        proba = _full_probabilities(fitted, data.X[rows], len(data.classes), safeguards.calibrate)
+        metrics[split] = evaluate(data.y[rows], proba, data.classes, majority=majority)
+        metrics[split] |= trust_facts(safeguards, data.y[rows], raw[split], proba)
     if chosen.folded is not None:
         metrics["cross-validation"] = evaluate(data.y[train], chosen.folded, data.classes, majority=majority)
     scored_on = next(name for name in ("test", "validation", "cross-validation") if name in metrics)
@@ -216,6 +238,7 @@ def train_head(
         seconds=round(time.monotonic() - started, 3),
         history=dict(getattr(fitted[-1], "history_", {})),
         provenance=provenance,
+        trust=safeguards.to_dict(),
     )
     bundle = Bundle(
         recipes=tuple(recipes),
@@ -226,6 +249,7 @@ def train_head(
         params=chosen.params,
         report=report.to_dict(),
         provenance=provenance,
+        safeguards=safeguards,
     )
     return bundle, report
 
@@ -446,9 +470,31 @@ def _fit(data: TrainingData, head: Any, train: NDArray[np.int64], validation: ND
     return head.fit(X, y)
 
 
-def _full_probabilities(head: Any, X: NDArray[np.float32], n_classes: int) -> NDArray[np.float64]:
+def _held_out(data: TrainingData, head: str, chosen: _Choice, classes: Any, seed: int) -> HeldOut | None:
+    """Return labels and out-of-fold probabilities of training images, in columns of the head's classes."""
+    train = data.rows("train")
+    units = {(label, group or row) for row, label, group in _rows_with_groups(data, train)}
+    counts = Counter(label for label, _ in units)
+    folds = min(TRUST_FOLDS, max(2, min(counts.values())))
+    # A class with fewer images than folds takes no part.
+    rows = np.flatnonzero([counts[label] >= folds for label in data.y[train].tolist()])
+    if len(set(data.y[train[rows]].tolist())) < 2:
+        return None
+    if chosen.folded is None:
+        proba, _ = _cross_validate(data, head, chosen.params, train[rows], folds, seed)
+    else:
+        proba = chosen.folded[rows]
+    return np.searchsorted(classes, data.y[train[rows]]), proba[:, np.asarray(classes, int)]
+
+
+def _full_probabilities(
+    head: Any,
+    X: NDArray[np.float32],
+    n_classes: int,
+    calibrate: Callable[[NDArray[np.float64]], NDArray[np.float64]] = lambda proba: proba,
+) -> NDArray[np.float64]:
     full = np.zeros((len(X), n_classes))
-    full[:, np.asarray(head.classes_, int)] = head.predict_proba(X)
+    full[:, np.asarray(head.classes_, int)] = calibrate(head.predict_proba(X))
     return full
 
 
