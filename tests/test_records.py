@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import sys
 
 import pytest
 from click.testing import CliRunner
@@ -120,7 +119,7 @@ def test_each_training_is_recorded_and_listed(tmp_path):
     assert json.loads(invoke("runs", path, "--diff", 1, 2, "--json").stdout)["diff"]["head"] == ["lda", "knn"]
     wrong = invoke("runs", path, "--diff", 1, 7)
     assert wrong.exit_code == 2
-    assert "has no run 7; its runs are numbered 1 to 2" in wrong.stderr
+    assert "has no run 7; it has 2 runs, see the first column" in wrong.stderr
     path.write_bytes(path.read_bytes() + b"{")
     assert "note: 1 line of" in invoke("runs", path).stderr
     empty = tmp_path / "empty.jsonl"
@@ -137,11 +136,13 @@ def test_what_is_not_installed_is_said(extra, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")  # those of the other package
-def test_mlflow(tmp_path):
+def test_mlflow(tmp_path, monkeypatch):
     pytest.importorskip("mlflow")
     from mlflow.tracking import MlflowClient
 
-    uri = f"sqlite:///{tmp_path}/m.db" if "sqlalchemy" in sys.modules else (tmp_path / "mlruns").as_uri()
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    uri = (tmp_path / "mlruns").as_uri()
     runs = [run(1, 0.5, C=1), run(2, 0.75)]
     assert records.to_mlflow(runs, uri) == 2
     assert records.to_mlflow([*runs, run(3)], uri) == 1  # the first two are there
@@ -149,6 +150,8 @@ def test_mlflow(tmp_path):
     logged = client.search_runs([client.get_experiment_by_name("twostage").experiment_id])
     assert sorted(each.data.metrics["accuracy"] for each in logged) == [0.5, 0.5, 0.75]
     assert {each.data.params.get("params.C") for each in logged} == {None, "1"}
+    with pytest.raises(PipelineError, match=r"MLflow cannot use gopher:.*; give another --to-mlflow"):
+        records.to_mlflow(runs, "gopher://nowhere")
 
 
 @pytest.mark.filterwarnings("ignore")

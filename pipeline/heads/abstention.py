@@ -57,8 +57,8 @@ def learn_threshold(right: NDArray[np.bool_], confidence: NDArray[np.float64], a
     least = int(np.ceil(np.log(1 - CONFIDENCE) / np.log(asked)))
     if len(right) < 2 * least:
         raise TrainingError(
-            f"to promise an accuracy of {asked:g} takes {2 * least} held-out images, and there are {len(right)}; ask for"
-            " less, add images, or leave out --abstain"
+            f"to promise an accuracy of {asked:g} takes {2 * least} held-out images, and there are {len(right)};"
+            " ask for less, add images, or leave out --abstain"
         )
     ordered = np.sort(confidence)[::-1]
     sizes = np.unique(np.linspace(max(2 * least, len(right) // 10), len(right), _STEPS).round().astype(int))

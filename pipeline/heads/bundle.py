@@ -24,6 +24,7 @@ from pipeline.features.recipe import Recipe
 from pipeline.features.store import publish
 from pipeline.features.weights import FILE, check_digest
 from pipeline.heads.affine import AffineHead
+from pipeline.heads.card import model_card
 from pipeline.heads.trees import check_trees
 from pipeline.heads.trust import CALIBRATION_FILE, NOVELTY_FILE, Safeguards
 from pipeline.images.decode import Source, load_pixels
@@ -35,7 +36,8 @@ SKOPS_FILE = "head.skops"
 WEIGHTS_FILE = "head.weights.h5"
 AFFINE_FILE = "head.npz"
 REPORT_FILE = "report.json"
-FILES = (SKOPS_FILE, WEIGHTS_FILE, AFFINE_FILE, REPORT_FILE, CALIBRATION_FILE, NOVELTY_FILE)
+CARD_FILE = "README.md"
+FILES = (SKOPS_FILE, WEIGHTS_FILE, AFFINE_FILE, REPORT_FILE, CARD_FILE, CALIBRATION_FILE, NOVELTY_FILE)
 
 # Types beyond skops' own list that heads of the table need; the trees' indexes are checked in addition.
 TRUSTED_TYPES = (
@@ -210,6 +212,7 @@ class Bundle:
             (folder / AFFINE_FILE).write_bytes(self.affine.to_bytes())
         for name, data in self.safeguards.to_files().items():
             (folder / name).write_bytes(data)
+        (folder / CARD_FILE).write_text(model_card(self), "utf-8")
         (folder / REPORT_FILE).write_text(json.dumps(self.report, indent=1), "utf-8")
         content = {
             "format": "twostage-bundle",

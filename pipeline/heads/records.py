@@ -165,14 +165,15 @@ def format_records(records: Sequence[Mapping[str, Any]], by: str = "accuracy", w
     """
     title = by if by in SCORES else "accuracy"
     column = max(8, len(title))
-    lines = ["  run  time (UTC)      " + title.rjust(column + 2) + "  on                  s  bundle and head"]
+    header = "  run  time (UTC)      " + title.rjust(column + 2) + "  on                  s  bundle and head"
+    lines = [shorten(header, width)]
     for record in records:
         value = record["scores"].get(title)
         score = "-" if value is None else f"{value:.3f}"
         head = " ".join([record["head"], *(f"{name}={value}" for name, value in record["params"].items())])
         start = (
             f"{record['number']:>5}  {record['time'][:16].replace('T', ' ')}{score:>{column + 2}}"
-            f"  {record['scored_on'][:16]:<12}{record['seconds']:>9.1f}  "
+            f"  {record['scored_on'][:12]:<12}{record['seconds']:>9.1f}  "
         )
         text = printable(f"{Path(record['bundle']).name}: {head}")
         lines.append(start + shorten(text, max(width - len(start), 10)))
@@ -207,8 +208,21 @@ def to_mlflow(records: Sequence[Mapping[str, Any]], uri: str) -> int:
     ------
     UsageError
         If MLflow is not installed.
+    PipelineError
+        If the server cannot be used.
     """
     _need("mlflow")
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return _log_runs(records, uri)
+    except MlflowException as error:
+        raise PipelineError(
+            f"MLflow cannot use {uri}: {str(error).splitlines()[0]}; give another --to-mlflow"
+        ) from error
+
+
+def _log_runs(records: Sequence[Mapping[str, Any]], uri: str) -> int:
     from mlflow.entities import Metric, Param, RunTag
     from mlflow.tracking import MlflowClient
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError, TrainingError, UsageError, count_of
 from pipeline.features.store import FeatureStore
+from pipeline.heads.binary import format_two_class, two_class_facts
 from pipeline.heads.bundle import Bundle
 from pipeline.heads.classifiers import HEADS, make_head
 from pipeline.heads.evaluation import evaluate, format_confusion, format_table
@@ -121,7 +122,7 @@ class Report:
         if "cross-validation" in self.metrics and self.scored_on != "cross-validation":
             folded = self.metrics["cross-validation"]
             lines.append(f"cross-validated accuracy {folded['accuracy']:.3f} on {folded['n']} training images")
-        lines += format_trust(metrics, self.trust)
+        lines += format_trust(metrics, self.trust) + format_two_class(metrics, width)
         return "\n".join([*lines, "", format_confusion(metrics, width)])
 
 
@@ -210,8 +211,10 @@ def train_head(
         proba = _full_probabilities(fitted, data.X[rows], len(data.classes), safeguards.calibrate)
         metrics[split] = evaluate(data.y[rows], proba, data.classes, majority=majority)
         metrics[split] |= trust_facts(safeguards, data.y[rows], raw[split], proba)
+        metrics[split] |= two_class_facts(data.y[rows], proba, data.classes)
     if chosen.folded is not None:
         metrics["cross-validation"] = evaluate(data.y[train], chosen.folded, data.classes, majority=majority)
+        metrics["cross-validation"] |= two_class_facts(data.y[train], chosen.folded, data.classes)
     scored_on = next(name for name in ("test", "validation", "cross-validation") if name in metrics)
     if scored_on == chosen.chosen_on == "validation":
         notes.append("the validation images also chose the parameters, so this score is a little too good")
