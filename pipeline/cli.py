@@ -240,6 +240,7 @@ def _print_extraction(store: Any, summary: Any, quiet: bool) -> None:
 @click.option("--seed", default=0, help="Of drawn splits, folds and the head.")
 @click.option("--calibration", default="auto", help="Of the probabilities: auto, none, temperature or isotonic.")
 @click.option("--abstain", type=float, metavar="ACCURACY", help="Accuracy that answers shall have; others abstain.")
+@click.option("--multi-label", metavar="SEPARATOR", help="Labels such as cat;dog are several of an image.")
 @click.option("--novelty", is_flag=True, help="Flag images unlike anything in training when predicting.")
 def train_head(
     features: tuple[str, ...],
@@ -248,6 +249,7 @@ def train_head(
     params: tuple[str, ...],
     cv: int | None,
     seed: int,
+    multi_label: str | None,
     as_json: bool,
     quiet: bool,
     **trust: Any,
@@ -262,13 +264,18 @@ def train_head(
     hist-gradient-boosting, nearest-centroid, dummy, dense
     """  # noqa: D301 - click's mark for lines that stay as they are
     from pipeline.heads.classifiers import parse_params
+    from pipeline.heads.multilabel_training import train_multi_label
     from pipeline.heads.records import RUNS_FILE, append_record, record_of
     from pipeline.heads.training import train_head as run
     from pipeline.heads.trust import Trust
 
-    options: dict[str, Any] = {"params": parse_params(params), "cv": cv, "seed": seed, "trust": Trust(**trust)}
+    options: dict[str, Any] = {"params": parse_params(params), "seed": seed}
     with progress_bar(" fits", quiet) as progress:
-        bundle, report = run(list(features), head, **options, progress=progress)
+        if multi_label is None:
+            bundle, report = run(list(features), head, **options, cv=cv, trust=Trust(**trust), progress=progress)
+        else:
+            options |= _multi_label_options(cv=cv, **trust)
+            bundle, report = train_multi_label(list(features), multi_label, head, **options, progress=progress)
     path = bundle.save(out)
     append_record(path.parent / RUNS_FILE, record_of(report, path))
     if as_json:
@@ -279,6 +286,12 @@ def train_head(
     if not quiet:
         for note in report.notes:
             _say(f"note: {note}")
+
+
+def _multi_label_options(novelty: bool, **others: Any) -> dict[str, Any]:
+    if unusable := [name for name, value in others.items() if value not in (None, "auto")]:
+        raise UsageError(f"--multi-label goes without --{unusable[0]}; leave one of them out")
+    return {"novelty": novelty}
 
 
 def _params_text(params: dict[str, Any]) -> str:

@@ -98,6 +98,8 @@ def predict(
     """
     if not 1 <= top_k <= len(bundle.classes):
         raise UsageError(f"top-k {top_k} is out of range; the bundle has {len(bundle.classes)} classes")
+    if bundle.multi_label and top_k > 1:
+        raise UsageError(f"top-k {top_k} has no meaning where all labels over a threshold are named; leave it out")
     if isinstance(images, FeatureStore):
         return _from_store(bundle, images, top_k, progress)
     return _from_files(bundle, images, top_k, speed, progress)
@@ -191,6 +193,10 @@ def _ranked(bundle: Bundle, paths: Sequence[str], vectors: NDArray[np.float32], 
     probabilities = bundle.probabilities(vectors)
     statuses, novelty = bundle.safeguards.judge(vectors, probabilities)
     for path, row, status, score in zip(paths, probabilities, statuses, novelty, strict=True):
+        if bundle.multi_label:
+            label, sure = bundle.multi_label.answer(row, bundle.classes)
+            yield Prediction(path, status, (label,), (sure,), score)
+            continue
         best = np.argsort(-row, kind="stable")[:top_k]
         labels, numbers = tuple(bundle.classes[i] for i in best), tuple(float(row[i]) for i in best)
         yield Prediction(path, status, labels, numbers, score)

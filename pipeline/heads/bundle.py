@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,13 @@ from pipeline.features.store import publish
 from pipeline.features.weights import FILE, check_digest
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.card import model_card
+from pipeline.heads.multilabel import MultiLabel
 from pipeline.heads.trees import check_trees
 from pipeline.heads.trust import CALIBRATION_FILE, NOVELTY_FILE, Safeguards
 from pipeline.images.decode import Source, load_pixels
 
 SCHEMA_VERSION = 2
-READABLE_VERSIONS = (1, 2)  # 2 added "trust"
+READABLE_VERSIONS = (1, 2)  # 2 added "trust" and "multi_label"
 DESCRIPTION = "bundle.json"
 SKOPS_FILE = "head.skops"
 WEIGHTS_FILE = "head.weights.h5"
@@ -42,6 +43,7 @@ FILES = (SKOPS_FILE, WEIGHTS_FILE, AFFINE_FILE, REPORT_FILE, CARD_FILE, CALIBRAT
 # Types beyond skops' own list that heads of the table need; the trees' indexes are checked in addition.
 TRUSTED_TYPES = (
     "pipeline.heads.softmax_head.SoftmaxHead",
+    "sklearn.multiclass._ConstantPredictor",
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
     "sklearn.tree._tree.Tree",
 )
@@ -71,6 +73,8 @@ class Bundle:
         Seed, versions, fingerprints.
     safeguards : Safeguards
         Calibration, threshold for abstaining, novelty score.
+    multi_label : MultiLabel or None
+        Where an image can have several labels: how they are told apart and named.
 
     Examples
     --------
@@ -88,6 +92,7 @@ class Bundle:
     report: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     safeguards: Safeguards = field(default_factory=Safeguards, compare=False)
+    multi_label: MultiLabel | None = None
     affine: AffineHead | None = field(default=None, repr=False, compare=False)
     _stored: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
     _encoders: dict[Speed, list[Encoder]] = field(default_factory=dict, repr=False, compare=False)
@@ -171,8 +176,14 @@ class Bundle:
         return self.probabilities(np.concatenate(blocks, axis=1))
 
     def predict(self, images: Source | Sequence[Source], speed: Speed = Speed()) -> NDArray[np.str_]:
-        """Return the most probable class of each image, an array of str (n,); see `predict_proba`."""
-        return np.asarray(self.classes)[self.predict_proba(images, speed).argmax(axis=1)]
+        """Return the most probable class of each image, an array of str (n,); see `predict_proba`.
+
+        Several labels of an image are joined by their separator.
+        """
+        proba = self.predict_proba(images, speed)
+        if self.multi_label:
+            return np.array([self.multi_label.answer(row, self.classes)[0] for row in proba], np.str_)
+        return np.asarray(self.classes)[proba.argmax(axis=1)]
 
     def describe(self) -> str:
         """Say in a line what makes the vectors."""
@@ -223,6 +234,7 @@ class Bundle:
             "head": {"name": self.head_name, "params": dict(self.params), **description},
             "provenance": dict(self.provenance),
             "trust": self.safeguards.to_dict(),
+            "multi_label": asdict(self.multi_label) if self.multi_label else None,
             "files": {file.name: _sha256(file.read_bytes()) for file in sorted(folder.iterdir())},
         }
         content["digest"] = _digest(content)
@@ -256,6 +268,7 @@ class Bundle:
                 report=json.loads(files[REPORT_FILE]),
                 provenance=content["provenance"],
                 safeguards=Safeguards.read(content.get("trust", {}), files, sum(content["dims"])),
+                multi_label=MultiLabel(**content["multi_label"]) if content.get("multi_label") else None,
                 affine=affine,
                 _stored=stored,
             )

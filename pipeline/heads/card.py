@@ -21,6 +21,14 @@ print(bundle.predict(["new.jpg"]))
 or `twostage predict path/to/this/folder new_photos/ --out predictions.csv`. The convnet is not in the folder: weights
 are found as the recipe says, and checked against their SHA-256."""
 
+_SCORES = {
+    "balanced_accuracy": "balanced accuracy",
+    "micro_f1": "micro F1",
+    "macro_f1": "macro F1",
+    "mean_average_precision": "mean average precision",
+    "log_loss": "log loss",
+}
+
 
 def model_card(bundle: "Bundle") -> str:
     """Return a README.md in the Hugging Face style: YAML front matter, then Markdown.
@@ -70,7 +78,7 @@ def _front_matter(bundle: "Bundle", metrics: Mapping[str, Any]) -> str:
             f"      split: {json.dumps(split)}",
             "    metrics:",
         ]
-        for name in ("accuracy", "balanced_accuracy", "macro_f1"):
+        for name in ("accuracy", "balanced_accuracy", "macro_f1", "mean_average_precision"):
             if name in found:
                 lines += [f"    - type: {name}", f"      value: {found[name]:.4f}"]
     return "\n".join([*lines, "---"])
@@ -92,24 +100,17 @@ def _about(bundle: "Bundle") -> str:
 
 
 def _scores(metrics: Mapping[str, Any], report: Mapping[str, Any]) -> str:
+    if not metrics:
+        return ""
+    names = [name for name in _SCORES if all(name in found for found in metrics.values())]
     rows = []
     for split, found in metrics.items():
-        if "accuracy" not in found:
-            continue
         low, high = found["accuracy_interval"]
-        rows.append(
-            [
-                split,
-                f"{found['n']:,}",
-                f"{found['accuracy']:.3f}",
-                f"{low:.3f} to {high:.3f}",
-                *(f"{found[name]:.3f}" for name in ("balanced_accuracy", "macro_f1", "log_loss")),
-                f"{found['majority']['accuracy']:.3f}",
-            ]
-        )
-    if not rows:
-        return ""
-    titles = ["split", "images", "accuracy", "95 % interval", "balanced accuracy", "macro F1", "log loss", "majority"]
+        majority = f"{found['majority']['accuracy']:.3f}" if "majority" in found else "-"
+        numbers = (f"{found[name]:.3f}" for name in names)
+        interval = f"{low:.3f} to {high:.3f}"
+        rows.append([split, f"{found['n']:,}", f"{found['accuracy']:.3f}", interval, majority, *numbers])
+    titles = ["split", "images", "accuracy", "95 % interval", "majority baseline", *(_SCORES[name] for name in names)]
     text = _table(titles, rows)
     if chosen := report.get("chosen_on"):
         text += f"\n\nParameters were chosen among {len(report['candidates'])} candidates on: {chosen}."
@@ -132,8 +133,8 @@ def _trust(found: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         after = errors["after"]
         lines.append(
             f"- Probabilities: expected calibration error {after['error']:.3f} on {after['n']:,} images"
-            f" ({errors['before']['error']:.3f} before calibration; {after['chance']:.3f} is what a perfectly calibrated"
-            f" head would show). Calibration: {facts.get('calibration', 'none')}."
+            f" ({errors['before']['error']:.3f} before calibration; a perfectly calibrated head would show"
+            f" {after['chance']:.3f}). Calibration: {facts.get('calibration', 'none')}."
         )
     if taken := found.get("abstain"):
         right = f"{taken['accuracy']:.3f} of them right" if taken["accepted"] else "none"

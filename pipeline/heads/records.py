@@ -14,7 +14,15 @@ from pipeline.heads.evaluation import printable, shorten
 from pipeline.heads.training import Report
 
 RUNS_FILE = "runs.jsonl"
-SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss", "calibration_error", "coverage")
+SCORES = (
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "mean_average_precision",
+    "log_loss",
+    "calibration_error",
+    "coverage",
+)
 LOWER_IS_BETTER = ("log_loss", "calibration_error", "seconds")
 SORTS = ("time", "seconds", *SCORES)
 _EXTRAS = {"mlflow": "mlflow", "tensorboard": "tensorboard"}

@@ -20,6 +20,7 @@ from pipeline.heads.binary import format_two_class, two_class_facts
 from pipeline.heads.bundle import Bundle
 from pipeline.heads.classifiers import HEADS, make_head
 from pipeline.heads.evaluation import evaluate, format_confusion, format_table
+from pipeline.heads.multilabel import format_labels
 from pipeline.heads.novelty import FALSE_ALARMS, Novelty
 from pipeline.heads.trust import HeldOut, Trust, format_trust, learn_safeguards, trust_facts
 from pipeline.images.splits import draw_splits
@@ -118,6 +119,8 @@ class Report:
     def table(self, width: int = 80) -> str:
         """Return the per-class table, the verdict and the confusions for a terminal."""
         metrics = self.metrics[self.scored_on]
+        if "mean_average_precision" in metrics:
+            return format_labels(metrics, width)
         lines = [format_table(metrics, width)]
         if "cross-validation" in self.metrics and self.scored_on != "cross-validation":
             folded = self.metrics["cross-validation"]
@@ -190,7 +193,7 @@ def train_head(
         f"class {data.classes[label]!r} has no training image and is never predicted"
         for label in sorted(set(range(len(data.classes))) - set(data.y[train].tolist()))
     ]
-    with _told(head) as warned:
+    with told(head) as warned:
         chosen = _choose(data, head, params, cv, seed, progress)
         fitted = chosen.fitted or _fit(data, make_head(head, chosen.params, seed), train, validation)
         scored = [split for split in ("validation", "test") if len(data.rows(split))]
@@ -227,7 +230,7 @@ def train_head(
         "fingerprints": [recipe.fingerprint for recipe in recipes],
         "recipes": [str(recipe) for recipe in recipes],
         "images": len(data.y),
-        "versions": _versions(),
+        "versions": versions(),
     }
     report = Report(
         head=head,
@@ -341,7 +344,7 @@ def _joined_rows(stores: Sequence[FeatureStore], notes: list[str]) -> list[NDArr
 
 
 @contextlib.contextmanager
-def _told(head: str) -> Iterator[set[str]]:
+def told(head: str) -> Iterator[set[str]]:
     """Turn what scikit-learn raises while fitting into this package's errors, and its warnings into notes."""
     from sklearn.utils._param_validation import InvalidParameterError
 
@@ -501,9 +504,10 @@ def _full_probabilities(
     return full
 
 
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a head depends on."""
+    found = {"python": platform.python_version()}
     for name in ("twostage-features", "numpy", "scikit-learn", "skops", "keras", "tensorflow"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[name] = importlib.metadata.version(name)
-    return versions
+            found[name] = importlib.metadata.version(name)
+    return found
