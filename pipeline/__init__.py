@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from pipeline.features.transformer import BottleneckFeatures
     from pipeline.heads.bundle import Bundle
     from pipeline.heads.classifiers import HEADS
+    from pipeline.heads.comparison import compare
     from pipeline.heads.keras_head import KerasHead
+    from pipeline.heads.multilabel_training import train_multi_label
     from pipeline.heads.training import Report, train_head
     from pipeline.heads.trust import Trust
     from pipeline.images.manifest import Manifest
@@ -42,9 +44,11 @@ _HOMES = {
     "Speed": "features.engines",
     "Summary": "features.extraction",
     "Trust": "heads.trust",
+    "compare": "heads.comparison",
     "extract": "features.extraction",
     "predict": "prediction",
     "train_head": "heads.training",
+    "train_multi_label": "heads.multilabel_training",
     "verify": "features.store",
 }
 
@@ -66,9 +70,11 @@ __all__ = [
     "Speed",
     "Summary",
     "Trust",
+    "compare",
     "extract",
     "predict",
     "train_head",
+    "train_multi_label",
     "verify",
 ]
 

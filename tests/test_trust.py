@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -153,7 +154,7 @@ def test_equal_probabilities_are_accepted_together():
     sure = np.repeat([0.9, 0.6], [200, 200])
     right = np.r_[np.ones(200, bool), np.arange(200) % 2 == 0]
     threshold = learn_threshold(right, sure, 0.9)
-    assert threshold == 0.9
+    assert threshold == pytest.approx(0.9)
     assert accepted(right, sure, threshold)["accepted"] == 200
 
 
@@ -216,6 +217,8 @@ def test_every_head_is_calibrated_and_saved(tmp_path, head, method):
         np.testing.assert_array_equal(bundle.probabilities(X).argmax(axis=1), plain.probabilities(X).argmax(axis=1))
         folded = head in ("logreg", "dense") or HEADS[head].softmax
         assert (bundle.safeguards.calibration is None) == folded
+        if folded:  # the estimator itself is calibrated
+            np.testing.assert_allclose(again.estimator().predict_proba(X), again.probabilities(X), atol=1e-6)
 
 
 def test_auto_leaves_heads_alone_that_have_a_temperature(tmp_path):
@@ -326,3 +329,18 @@ def test_temperature_of_probabilities_is_that_of_logits():
 
     y, p = drawn(0, sharpness=2.0)
     assert temperature(y, p) == pytest.approx(fit_temperature(np.log(p), y), rel=1e-3)
+
+
+def test_schema_2_stays_readable(tmp_path):
+    """Made once (see fixtures/README.md) and never written again."""
+    from test_store import FIXTURES
+
+    shutil.copytree(FIXTURES / "schema2.bundle", tmp_path / "b")
+    bundle = Bundle.load(tmp_path / "b")
+    assert (bundle.classes, bundle.head_name, bundle.multi_label) == (("ant", "bee"), "knn", None)
+    X = np.array([[0.0, 4.0], [4.0, 0.0], [2.0, 2.2], [-4.0, -4.0]], np.float32)
+    assert bundle.probabilities(X).argmax(axis=1).tolist()[:2] == [0, 1]
+    assert bundle.safeguards.calibration is not None
+    statuses, scores = bundle.safeguards.judge(X, bundle.probabilities(X))
+    assert statuses == ["ok", "ok", "abstain", "novel"]
+    assert scores[3] > 1

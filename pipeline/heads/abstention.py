@@ -75,7 +75,8 @@ def learn_threshold(right: NDArray[np.bool_], confidence: NDArray[np.float64], a
             f"no threshold gives an accuracy of {asked:g} with {CONFIDENCE:.0%} confidence: of the {accepted.sum()}"
             f" images that the head is surest of {wrong} are wrong; ask for less, or leave out --abstain"
         )
-    return 0.0 if accepted.all() and candidate == threshold else threshold
+    # A hair lower, so that equal votes are accepted also where another machine rounds otherwise.
+    return 0.0 if accepted.all() and candidate == threshold else threshold * (1 - 1e-9)
 
 
 def accepted(right: NDArray[np.bool_], confidence: NDArray[np.float64], threshold: float) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import count_of
 from pipeline.heads.evaluation import printable
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ or `twostage predict path/to/this/folder new_photos/ --out predictions.csv`. The
 are found as the recipe says, and checked against their SHA-256."""
 
 _SCORES = {
+    "roc_auc": "ROC AUC",
     "balanced_accuracy": "balanced accuracy",
     "micro_f1": "micro F1",
     "macro_f1": "macro F1",
@@ -50,7 +50,7 @@ def model_card(bundle: "Bundle") -> str:
     metrics: Mapping[str, Any] = report.get("metrics", {})
     sections = [
         _front_matter(bundle, metrics),
-        f"# Classifier of images: {count_of(len(bundle.classes), 'class').replace('classs', 'classes')}",
+        f"# Classifier of images: {len(bundle.classes):,} classes",
         _about(bundle),
         _section("Scores", _scores(metrics, report)),
         _section("Classes", _classes(bundle.classes, metrics.get(report.get("scored_on", ""), {}))),
@@ -102,7 +102,7 @@ def _about(bundle: "Bundle") -> str:
 def _scores(metrics: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     if not metrics:
         return ""
-    names = [name for name in _SCORES if all(name in found for found in metrics.values())]
+    names = [name for name in _SCORES if all(found.get(name) is not None for found in metrics.values())]
     rows = []
     for split, found in metrics.items():
         low, high = found["accuracy_interval"]

@@ -111,11 +111,20 @@ def one_vs_rest(head: Any) -> Any:
 def choose(
     fits: Sequence[Callable[[], Any]], X: NDArray[np.float32], Y: NDArray[np.int64]
 ) -> tuple[int, Any, list[dict[str, float]]]:
-    """Fit each candidate and return number, fitted head and scores of the one with the best mean average precision."""
+    """Fit each candidate and return number, fitted head and scores of the one with the smallest log loss.
+
+    The ranking alone, as in mean average precision, would not see probabilities on the wrong side of the threshold.
+    """
     heads = [fit() for fit in fits]
-    scores = [{"mean_average_precision": _precisions(Y, head.predict_proba(X))[1]} for head in heads]
-    best = max(range(len(heads)), key=lambda i: scores[i]["mean_average_precision"])
+    found = [head.predict_proba(X) for head in heads]
+    scores = [{"log_loss": _log_loss(Y, p), "mean_average_precision": _precisions(Y, p)[1]} for p in found]
+    best = min(range(len(heads)), key=lambda i: scores[i]["log_loss"])
     return best, heads[best], scores
+
+
+def _log_loss(Y: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
+    own = np.where(Y == 1, probabilities, 1 - probabilities)
+    return float(-np.log(np.clip(own, 1e-15, 1.0)).mean())
 
 
 def evaluate_labels(

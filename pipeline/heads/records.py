@@ -45,7 +45,7 @@ def record_of(report: Report, bundle: str | os.PathLike[str]) -> dict[str, Any]:
         ``recipes``, ``fingerprints``, ``versions``, ``trust``.
     """
     metrics = report.metrics[report.scored_on]
-    scores = {name: metrics[name] for name in SCORES if name in metrics}
+    scores = {name: metrics[name] for name in SCORES if metrics.get(name) is not None}
     if "calibration" in metrics:
         scores["calibration_error"] = metrics["calibration"]["after"]["error"]
     if "abstain" in metrics:
