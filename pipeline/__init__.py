@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from pipeline.features.transformer import BottleneckFeatures
     from pipeline.heads.bundle import Bundle
     from pipeline.heads.classifiers import HEADS
+    from pipeline.heads.comparison import compare
     from pipeline.heads.keras_head import KerasHead
-    from pipeline.heads.training import Report, train_head
+    from pipeline.heads.multilabel_training import train_multi_label
+    from pipeline.heads.report import Report
+    from pipeline.heads.training import train_head
+    from pipeline.heads.trust import Trust
     from pipeline.images.manifest import Manifest
     from pipeline.prediction import Prediction, predict
 
@@ -37,12 +41,15 @@ _HOMES = {
     "PipelineError": "errors",
     "Prediction": "prediction",
     "Recipe": "features.recipe",
-    "Report": "heads.training",
+    "Report": "heads.report",
     "Speed": "features.engines",
     "Summary": "features.extraction",
+    "Trust": "heads.trust",
+    "compare": "heads.comparison",
     "extract": "features.extraction",
     "predict": "prediction",
     "train_head": "heads.training",
+    "train_multi_label": "heads.multilabel_training",
     "verify": "features.store",
 }
 
@@ -63,9 +70,12 @@ __all__ = [
     "Report",
     "Speed",
     "Summary",
+    "Trust",
+    "compare",
     "extract",
     "predict",
     "train_head",
+    "train_multi_label",
     "verify",
 ]
 

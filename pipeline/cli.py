@@ -258,11 +258,16 @@ def _print_extraction(store: Any, summary: Any, quiet: bool) -> None:
 @click.option("--average-views", is_flag=True, help="Predict from the mean over the views of an image.")
 @click.option("--curve", is_flag=True, help="Also measure accuracy against training images, and extrapolate.")
 @click.option("--seed", default=0, help="Of drawn splits, folds and the head.")
+@click.option("--calibration", default="auto", help="Of the probabilities: auto, none, temperature or isotonic.")
+@click.option("--abstain", type=float, metavar="ACCURACY", help="Accuracy that answers shall have; others abstain.")
+@click.option("--multi-label", metavar="SEPARATOR", help="Labels such as cat;dog are several of an image.")
+@click.option("--novelty", is_flag=True, help="Flag images unlike anything in training when predicting.")
 def train_head(
     features: tuple[str, ...],
     out: str,
     head: str,
     params: tuple[str, ...],
+    multi_label: str | None,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -277,11 +282,22 @@ def train_head(
     hist-gradient-boosting, nearest-centroid, dummy, dense
     """  # noqa: D301 - click's mark for lines that stay as they are
     from pipeline.heads.classifiers import parse_params
+    from pipeline.heads.multilabel_training import train_multi_label
+    from pipeline.heads.records import RUNS_FILE, append_record, record_of
     from pipeline.heads.training import train_head as run
+    from pipeline.heads.trust import Trust
 
+    options["params"] = parse_params(params)
     with progress_bar(" fits", quiet) as progress:
-        bundle, report = run(list(features), head, params=parse_params(params), progress=progress, **options)
+        if multi_label is None:
+            trust = Trust(**{name: options.pop(name) for name in ("calibration", "abstain", "novelty")})
+            bundle, report = run(list(features), head, trust=trust, progress=progress, **options)
+        else:
+            bundle, report = train_multi_label(
+                list(features), multi_label, head, progress=progress, **_multi_label_options(**options)
+            )
     path = bundle.save(out)
+    append_record(path.parent / RUNS_FILE, record_of(report, path))
     if as_json:
         _print_json({"bundle": str(path), "accuracy": report.accuracy, **report.to_dict()})
         return
@@ -292,8 +308,103 @@ def train_head(
             _say(f"note: {note}")
 
 
+def _multi_label_options(params: dict[str, Any], seed: int, novelty: bool, **others: Any) -> dict[str, Any]:
+    if unusable := [name for name, value in others.items() if value not in (None, False, "auto")]:
+        option = unusable[0].replace("_", "-")
+        raise UsageError(f"--multi-label goes without --{option}; leave one of them out")
+    return {"params": params, "seed": seed, "novelty": novelty}
+
+
 def _params_text(params: dict[str, Any]) -> str:
     return " with " + ", ".join(f"{name}={value}" for name, value in params.items()) if params else ""
+
+
+@_command
+@click.argument("features", nargs=-1, required=True)
+@click.option("--head", default="logreg", help="The quick head, with its default parameters.")
+@click.option("--join", default="pairs", help="none; pairs: each two files, and all together; all: all together.")
+@click.option("--seed", default=0, help="Of drawn splits and the head.")
+@click.option("--out", metavar="FILE.json", help="Write the race as JSON.")
+@click.option("--plot", metavar="FILE.png", help="Draw accuracy against cost; also .svg or .pdf.")
+def compare(
+    features: tuple[str, ...],
+    head: str,
+    join: str,
+    seed: int,
+    out: str | None,
+    plot: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Rank backbones, layers, sizes and joins by a quick head and by LogME, against their cost.
+
+    FEATURES are feature files of the same images. The head is fitted on the training split and judged on the
+    validation split; the test split takes no part. LogME scores vectors without training. Costs are
+    milliseconds per image, as each file's own extraction measured them.
+    """
+    from pipeline.heads.comparison import compare as run
+    from pipeline.heads.comparison import format_contenders, plot_contenders
+
+    with progress_bar(" fits", quiet) as progress:
+        found = run(list(features), head=head, join=join, seed=seed, progress=progress)
+    written = {"out": out, "plot": str(plot_contenders(found, plot)) if plot else None}
+    result = {"head": head, "contenders": [each.to_dict() for each in found], **written}
+    if out:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        Path(out).write_text(json.dumps(result, indent=1), "utf-8")
+    if as_json:
+        _print_json(result)
+    else:
+        click.echo(format_contenders(found))
+
+
+@_command
+@click.argument("file", default="artifacts/runs.jsonl", metavar="[RUNS]")
+@click.option("--sort", "by", default="time", help="time, seconds, accuracy, balanced_accuracy, log_loss, ...")
+@click.option("--diff", nargs=2, type=int, metavar="A B", help="Show what differs between two runs.")
+@click.option("--to-mlflow", metavar="URI", help="Log the runs to an MLflow server or folder.")
+@click.option("--to-tensorboard", metavar="DIR", help="Write the runs as TensorBoard event files.")
+def runs(
+    file: str,
+    by: str,
+    diff: tuple[int, int] | None,
+    to_mlflow: str | None,
+    to_tensorboard: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """List and compare trainings: each wrote a line to the runs.jsonl beside its bundle.
+
+    RUNS is artifacts/runs.jsonl unless you name another file.
+    """
+    from pipeline.heads import records
+
+    found, damaged = records.read_records(file)
+    if damaged and not quiet:
+        _say(f"note: {count_of(damaged, 'line')} of {file} cannot be read and were left out")
+    ordered = records.sorted_records(found, by)
+    sent = {}
+    if to_mlflow:
+        sent["mlflow"] = records.to_mlflow(found, to_mlflow)
+    if to_tensorboard:
+        sent["tensorboard"] = records.to_tensorboard(found, to_tensorboard)
+    if diff:
+        numbered = {record["number"]: record for record in found}
+        if missing := [number for number in diff if number not in numbered]:
+            raise UsageError(
+                f"{file} has no run {missing[0]}; its runs are numbered {min(numbered)} to {max(numbered)}"
+            )
+        changed = records.differences(*(numbered[number] for number in diff))
+        if as_json:
+            _print_json({"diff": {name: list(pair) for name, pair in changed.items()}})
+        else:
+            click.echo("\n".join(f"{name}: {one} -> {two}" for name, (one, two) in changed.items()) or "no difference")
+    elif as_json:
+        _print_json({"runs": ordered, "damaged": damaged, "sent": sent})
+    else:
+        click.echo(records.format_records(ordered, by))
+    for where, count in sent.items():
+        _say(f"{where}: {count_of(count, 'run')} written")
 
 
 @_command
@@ -322,7 +433,7 @@ def predict(
     """
     from pipeline.features.engines import Speed
     from pipeline.heads.bundle import Bundle
-    from pipeline.prediction import OK, list_images, write_predictions
+    from pipeline.prediction import ANSWERED, list_images, write_predictions
     from pipeline.prediction import predict as run
 
     if as_json and out == "-":
@@ -334,8 +445,8 @@ def predict(
     source = _feature_files(images) or list_images(images)
     with progress_bar(" images", quiet) as progress:
         rows = run(loaded, source, top_k=top_k, speed=Speed(engine, batch_size, workers), progress=progress)
-        counts = write_predictions(rows, out, top_k)
-    total, good = counts.total(), counts[OK]
+        counts = write_predictions(rows, out, top_k, novelty=loaded.safeguards.novelty is not None)
+    total, good = counts.total(), sum(counts[status] for status in ANSWERED)
     seconds = time.monotonic() - started
     summary = {
         "bundle": bundle,
@@ -343,14 +454,17 @@ def predict(
         "images": total,
         "predicted": good,
         "bad": total - good,
-        "reasons": {reason: count for reason, count in sorted(counts.items()) if reason != OK},
+        "answers": {status: counts[status] for status in ANSWERED if counts[status]},
+        "reasons": {reason: count for reason, count in sorted(counts.items()) if reason not in ANSWERED},
         "seconds": round(seconds, 3),
         "images_per_second": round(total / seconds, 1),
     }
     if as_json:
         _print_json(summary)
     elif not quiet or out != "-":
-        text = f"{count_of(total, 'image')}: {good:,} predicted, {total - good:,} bad, in {seconds:.1f} s"
+        doubts = [f"{counts[status]:,} {status}" for status in ANSWERED[1:] if counts[status]]
+        among = f" (of these {', '.join(doubts)})" if doubts else ""
+        text = f"{count_of(total, 'image')}: {good:,} predicted{among}, {total - good:,} bad, in {seconds:.1f} s"
         click.echo(text if out == "-" else f"{out}: {text}", err=out == "-")
     return _too_many_bad(total - good, total, max_bad)
 

@@ -22,13 +22,15 @@ from pipeline.features.extraction import Progress, ahead, decode_window
 from pipeline.features.recipe import Recipe
 from pipeline.features.store import FeatureStore, publish
 from pipeline.heads.bundle import Bundle
+from pipeline.heads.trust import ABSTAIN, NOVEL, OK
 from pipeline.images.decode import read_bytes
 from pipeline.images.isolation import Decoders
 from pipeline.images.manifest import Manifest
 from pipeline.images.views import load_kinds, parse_views, split_kinds
 
-OK = "ok"
 STDOUT = "-"
+_NUMBERS = ("probability", "novelty")  # columns
+ANSWERED = (OK, ABSTAIN, NOVEL)  # the rest of the statuses are reasons why an image could not be read
 
 
 class Prediction(NamedTuple):
@@ -39,17 +41,21 @@ class Prediction(NamedTuple):
     path : str
         As it was given.
     status : str
-        ``"ok"``, or the reason why there is no prediction.
+        ``"ok"``; ``"abstain"`` or ``"novel"`` where the answer should not be trusted; or the reason why there
+        is none.
     labels : tuple of str
-        The most probable classes, best first; empty unless `status` is ``"ok"``.
+        The most probable classes, best first; empty where the image could not be read.
     probabilities : tuple of float
         Theirs, from 0 to 1.
+    novelty : float or None
+        Above 1 the image is unlike anything in training; None where the bundle has no such score.
     """
 
     path: str
     status: str
     labels: tuple[str, ...] = ()
     probabilities: tuple[float, ...] = ()
+    novelty: float | None = None
 
 
 def predict(
@@ -95,6 +101,8 @@ def predict(
     """
     if not 1 <= top_k <= len(bundle.classes):
         raise UsageError(f"top-k {top_k} is out of range; the bundle has {len(bundle.classes)} classes")
+    if bundle.multi_label and top_k > 1:
+        raise UsageError(f"top-k {top_k} has no meaning where all labels over a threshold are named; leave it out")
     given: Any = [images] if isinstance(images, FeatureStore) else images
     if isinstance(given, (list, tuple)) and given and all(isinstance(each, FeatureStore) for each in given):
         return _from_stores(bundle, _one_for_each_recipe(bundle, given), top_k, progress)
@@ -229,9 +237,16 @@ def _from_files(
 
 
 def _ranked(bundle: Bundle, paths: Sequence[str], vectors: NDArray[np.float32], top_k: int) -> Iterator[Prediction]:
-    for path, row in zip(paths, bundle.probabilities(vectors), strict=True):
+    probabilities = bundle.probabilities(vectors)
+    statuses, novelty = bundle.safeguards.judge(vectors, probabilities)
+    for path, row, status, score in zip(paths, probabilities, statuses, novelty, strict=True):
+        if bundle.multi_label:
+            label, sure = bundle.multi_label.answer(row, bundle.classes)
+            yield Prediction(path, status, (label,), (sure,), score)
+            continue
         best = np.argsort(-row, kind="stable")[:top_k]
-        yield Prediction(path, OK, tuple(bundle.classes[i] for i in best), tuple(float(row[i]) for i in best))
+        labels, numbers = tuple(bundle.classes[i] for i in best), tuple(float(row[i]) for i in best)
+        yield Prediction(path, status, labels, numbers, score)
 
 
 class _Writer(Protocol):
@@ -240,19 +255,20 @@ class _Writer(Protocol):
     def close(self) -> None: ...
 
 
-def columns(top_k: int) -> list[str]:
+def columns(top_k: int, novelty: bool = False) -> list[str]:
     """Return the names of the columns of a table of predictions.
 
-    >>> columns(2)
-    ['path', 'status', 'label', 'probability', 'label_2', 'probability_2']
+    >>> columns(2, novelty=True)
+    ['path', 'status', 'label', 'probability', 'label_2', 'probability_2', 'novelty']
     """
     more = [f"{name}_{rank}" for rank in range(2, top_k + 1) for name in ("label", "probability")]
-    return ["path", "status", "label", "probability", *more]
+    return ["path", "status", "label", "probability", *more, *["novelty"] * novelty]
 
 
-def _cells(row: Prediction, top_k: int) -> list[Any]:
+def _cells(row: Prediction, names: Sequence[str]) -> list[Any]:
     ranked = [cell for pair in zip(row.labels, row.probabilities, strict=True) for cell in pair]
-    return [row.path, row.status, *ranked, *[None] * (2 * top_k - len(ranked))]
+    score = [row.novelty] if names[-1] == "novelty" else []
+    return [row.path, row.status, *ranked, *[None] * (len(names) - 2 - len(ranked) - len(score)), *score]
 
 
 def _printable(text: Any) -> Any:
@@ -261,14 +277,14 @@ def _printable(text: Any) -> Any:
 
 
 class _CsvWriter:
-    def __init__(self, file: BinaryIO, top_k: int) -> None:
+    def __init__(self, file: BinaryIO, names: Sequence[str]) -> None:
         self._text = io.TextIOWrapper(file, "utf-8", newline="", write_through=True)
         self._table = csv.writer(self._text)
-        self._top_k = top_k
-        self._table.writerow(columns(top_k))
+        self._names = names
+        self._table.writerow(names)
 
     def write(self, row: Prediction) -> None:
-        cells = _cells(row, self._top_k)
+        cells = _cells(row, self._names)
         self._table.writerow([f"{cell:.6f}" if isinstance(cell, float) else _printable(cell) for cell in cells])
 
     def close(self) -> None:
@@ -276,12 +292,12 @@ class _CsvWriter:
 
 
 class _JsonLinesWriter:
-    def __init__(self, file: BinaryIO, top_k: int) -> None:
+    def __init__(self, file: BinaryIO, names: Sequence[str]) -> None:
         self._file = file
-        self._top_k = top_k
+        self._names = names
 
     def write(self, row: Prediction) -> None:
-        cells = dict(zip(columns(self._top_k), _cells(row, self._top_k), strict=True))
+        cells = dict(zip(self._names, _cells(row, self._names), strict=True))
         self._file.write(json.dumps(cells).encode() + b"\n")
 
     def close(self) -> None:
@@ -289,21 +305,20 @@ class _JsonLinesWriter:
 
 
 class _ParquetWriter:
-    def __init__(self, file: BinaryIO, top_k: int) -> None:
+    def __init__(self, file: BinaryIO, names: Sequence[str]) -> None:
         import pyarrow
         import pyarrow.parquet
 
-        names = columns(top_k)
+        self._names = names
         self._arrow = pyarrow
         self._schema = pyarrow.schema(
-            [(name, pyarrow.float64() if name.startswith("probability") else pyarrow.string()) for name in names]
+            [(name, pyarrow.float64() if name.startswith(_NUMBERS) else pyarrow.string()) for name in names]
         )
         self._writer = pyarrow.parquet.ParquetWriter(file, self._schema)
-        self._top_k = top_k
         self._rows: list[list[Any]] = []
 
     def write(self, row: Prediction) -> None:
-        self._rows.append([_printable(cell) for cell in _cells(row, self._top_k)])
+        self._rows.append([_printable(cell) for cell in _cells(row, self._names)])
         if len(self._rows) == 10_000:
             self._flush()
 
@@ -317,14 +332,16 @@ class _ParquetWriter:
         self._writer.close()
 
 
-WRITERS: dict[str, Callable[[BinaryIO, int], _Writer]] = {
+WRITERS: dict[str, Callable[[BinaryIO, Sequence[str]], _Writer]] = {
     ".csv": _CsvWriter,
     ".jsonl": _JsonLinesWriter,
     ".parquet": _ParquetWriter,
 }
 
 
-def write_predictions(rows: Iterable[Prediction], out: str | os.PathLike[str], top_k: int = 1) -> Counter[str]:
+def write_predictions(
+    rows: Iterable[Prediction], out: str | os.PathLike[str], top_k: int = 1, *, novelty: bool = False
+) -> Counter[str]:
     """Write predictions as CSV, JSON lines or Parquet, whichever `out` ends in; whole or not at all.
 
     Parameters
@@ -334,6 +351,8 @@ def write_predictions(rows: Iterable[Prediction], out: str | os.PathLike[str], t
         ``.csv``, ``.jsonl`` or ``.parquet``; ``-`` for CSV on standard output.
     top_k : int
         As given to `predict`.
+    novelty : bool
+        Whether there is a last column with the novelty score.
 
     Returns
     -------
@@ -357,7 +376,7 @@ def write_predictions(rows: Iterable[Prediction], out: str | os.PathLike[str], t
     first = list(itertools.islice(rows, 1))  # what fails at once must not look like an empty table
     try:
         with contextlib.nullcontext(sys.stdout.buffer) if to_stdout else _replacing(target) as file:
-            writer = WRITERS[suffix](file, top_k)
+            writer = WRITERS[suffix](file, columns(top_k, novelty))
             for row in itertools.chain(first, rows):
                 writer.write(row)
                 counts[row.status.split(":")[0]] += 1

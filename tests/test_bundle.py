@@ -161,7 +161,11 @@ def test_a_tree_that_points_outside_is_refused(tmp_path, head):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda c: c.update(schema_version=3), BundleError, "has schema version 3, this package reads 2; upgrade"),
+        (
+            lambda c: c.update(schema_version=3),
+            BundleError,
+            "has schema version 3, this package reads up to 2; upgrade",
+        ),
         (lambda c: c.update(format="zip"), IntegrityError, "is no description of a bundle"),
         (lambda c: c.pop("head"), IntegrityError, "does not describe a bundle"),
         (lambda c: c["recipes"][0].update(size="big"), IntegrityError, "not a recipe"),

@@ -214,7 +214,7 @@ def test_help_is_quick_and_imports_nothing_heavy(name):
 
 
 def test_scripts_and_the_console_command_are_the_same():
-    assert set(cli.main.commands) == {"extract", "train-head", "predict", "verify"}
+    assert set(cli.main.commands) == {"compare", "extract", "predict", "runs", "train-head", "verify"}
     for name in cli.main.commands:
         text = (SCRIPTS / f"{name.replace('-', '_')}.py").read_text()
         assert f"from pipeline.cli import {name.replace('-', '_')}" in text

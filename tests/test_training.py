@@ -11,6 +11,7 @@ from test_store import make_index
 from pipeline.errors import TrainingError, UsageError
 from pipeline.features.store import FeatureStore, write_store
 from pipeline.heads.training import load_training_data, train_head
+from pipeline.heads.trust import Trust
 
 
 def make_store(path, n=90, dim=4, noise=0.5, seed=0, **changes):
@@ -231,7 +232,10 @@ def test_the_same_seed_gives_the_same_head(tmp_path):
 def test_a_dense_head_stops_early_on_validation(tmp_path):
     store = make_store(tmp_path / "f.h5")
     bundle, report = train_head(
-        store, "dense", params={"hidden": (8,), "epochs": 30, "patience": 4, "learning_rate": 0.05}
+        store,
+        "dense",
+        params={"hidden": (8,), "epochs": 30, "patience": 4, "learning_rate": 0.05},
+        trust=Trust("none"),
     )
     assert set(report.history) == {"loss", "val_loss", "accuracy", "val_accuracy"}
     assert 1 <= len(report.history["loss"]) <= 30

@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +25,28 @@ from pipeline.features.store import publish
 from pipeline.features.weights import FILE, check_digest
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.archive import normalised
+from pipeline.heads.card import model_card
 from pipeline.heads.classifiers import class_probabilities
+from pipeline.heads.multilabel import MultiLabel
 from pipeline.heads.trees import check_trees
+from pipeline.heads.trust import CALIBRATION_FILE, NOVELTY_FILE, Safeguards
 from pipeline.images.decode import Source
 from pipeline.images.views import load_kinds, split_kinds
 
 SCHEMA_VERSION = 2
-READABLE = (1, 2)
+READABLE_VERSIONS = (1, 2)  # 2 added "average_views", "trust" and "multi_label"
 DESCRIPTION = "bundle.json"
 SKOPS_FILE = "head.skops"
 WEIGHTS_FILE = "head.weights.h5"
 AFFINE_FILE = "head.npz"
 REPORT_FILE = "report.json"
+CARD_FILE = "README.md"
+FILES = (SKOPS_FILE, WEIGHTS_FILE, AFFINE_FILE, REPORT_FILE, CARD_FILE, CALIBRATION_FILE, NOVELTY_FILE)
 
 # Types beyond skops' own list that heads of the table need; the trees' indexes are checked in addition.
 TRUSTED_TYPES = (
     "pipeline.heads.softmax_head.SoftmaxHead",
+    "sklearn.multiclass._ConstantPredictor",
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
     "sklearn.tree._tree.Tree",
 )
@@ -70,6 +76,10 @@ class Bundle:
         Seed, versions, fingerprints.
     average_views : bool
         Predict from the mean probability over the views of the recipes instead of the plain picture alone.
+    safeguards : Safeguards
+        Calibration, threshold for abstaining, novelty score.
+    multi_label : MultiLabel or None
+        Where an image can have several labels: how they are told apart and named.
 
     Examples
     --------
@@ -87,6 +97,8 @@ class Bundle:
     report: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     average_views: bool = False
+    safeguards: Safeguards = field(default_factory=Safeguards, compare=False)
+    multi_label: MultiLabel | None = None
     affine: AffineHead | None = field(default=None, repr=False, compare=False)
     _stored: Callable[[], Any] | None = field(default=None, repr=False, compare=False)
     _encoders: dict[Speed, list[Encoder]] = field(default_factory=dict, repr=False, compare=False)
@@ -143,7 +155,8 @@ class Bundle:
             raise UsageError(
                 f"features have shape {features.shape}, expected (n, {sum(self.dims)}): vectors of {self.describe()}"
             )
-        return class_probabilities(self.affine or self.estimator(), features, len(self.classes))
+        head = self.affine or self.estimator()
+        return class_probabilities(head, features, len(self.classes), self.safeguards.calibrate)
 
     def predict_proba(self, images: Source | Sequence[Source], speed: Speed = Speed()) -> NDArray[np.float64]:
         """Return the probability of each class for each image, float64 (n, number of classes).
@@ -171,8 +184,14 @@ class Bundle:
         return self.probabilities(np.concatenate(blocks, axis=2))
 
     def predict(self, images: Source | Sequence[Source], speed: Speed = Speed()) -> NDArray[np.str_]:
-        """Return the most probable class of each image, an array of str (n,); see `predict_proba`."""
-        return np.asarray(self.classes)[self.predict_proba(images, speed).argmax(axis=1)]
+        """Return the most probable class of each image, an array of str (n,); see `predict_proba`.
+
+        Several labels of an image are joined by their separator.
+        """
+        proba = self.predict_proba(images, speed)
+        if self.multi_label:
+            return np.array([self.multi_label.answer(row, self.classes)[0] for row in proba], np.str_)
+        return np.asarray(self.classes)[proba.argmax(axis=1)]
 
     def describe(self) -> str:
         """Say in a line what makes the vectors."""
@@ -210,6 +229,9 @@ class Bundle:
         description = _write_head(self.estimator(), folder)
         if self.affine:
             (folder / AFFINE_FILE).write_bytes(self.affine.to_bytes())
+        for name, data in self.safeguards.to_files().items():
+            (folder / name).write_bytes(data)
+        (folder / CARD_FILE).write_text(model_card(self), "utf-8")
         (folder / REPORT_FILE).write_text(json.dumps(self.report, indent=1), "utf-8")
         content = {
             "format": "twostage-bundle",
@@ -220,6 +242,8 @@ class Bundle:
             "head": {"name": self.head_name, "params": dict(self.params), **description},
             "provenance": dict(self.provenance),
             "average_views": self.average_views,
+            "trust": self.safeguards.to_dict(),
+            "multi_label": asdict(self.multi_label) if self.multi_label else None,
             "files": {file.name: _sha256(file.read_bytes()) for file in sorted(folder.iterdir())},
         }
         content["digest"] = _digest(content)
@@ -253,6 +277,8 @@ class Bundle:
                 report=json.loads(files[REPORT_FILE]),
                 provenance=content["provenance"],
                 average_views=bool(content.get("average_views")),  # schema 1 has none
+                safeguards=Safeguards.read(content.get("trust", {}), files, sum(content["dims"])),
+                multi_label=MultiLabel(**content["multi_label"]) if content.get("multi_label") else None,
                 affine=affine,
                 _stored=stored,
             )
@@ -296,9 +322,9 @@ def _read_description(folder: Path) -> dict[str, Any]:
         raise IntegrityError(f"{path} is damaged ({error}); train the bundle anew") from error
     if not isinstance(content, dict) or content.get("format") != "twostage-bundle":
         raise IntegrityError(f"{path} is no description of a bundle; make one with train_head.py")
-    if content.get("schema_version") not in READABLE:
+    if content.get("schema_version") not in READABLE_VERSIONS:
         raise BundleError(
-            f"{path} has schema version {content.get('schema_version')}, this package reads {SCHEMA_VERSION};"
+            f"{path} has schema version {content.get('schema_version')}, this package reads up to {SCHEMA_VERSION};"
             " upgrade twostage-features"
         )
     if content.get("digest") != _digest(content):
@@ -316,7 +342,7 @@ def _sha256(data: bytes) -> str:
 
 
 def _read_file(folder: Path, name: str, digest: str) -> bytes:
-    if name not in (SKOPS_FILE, WEIGHTS_FILE, AFFINE_FILE, REPORT_FILE):
+    if name not in FILES:
         raise IntegrityError(f"{folder} lists the unknown file {name!r}; it is no bundle of this package")
     try:
         data = (folder / name).read_bytes()

@@ -71,8 +71,8 @@ def _linear_svm(seed: int) -> "ClassifierMixin":
 def _svm(seed: int) -> "ClassifierMixin":
     from sklearn.svm import SVC
 
-    # break_ties makes predict agree with the largest decision value, hence with predict_proba.
-    return SVC(C=3.0, break_ties=True, random_state=seed)
+    # Values of pairs of classes make better probabilities than counted votes; SoftmaxHead sums them up.
+    return SVC(C=3.0, decision_function_shape="ovo", random_state=seed)
 
 
 def _knn(seed: int) -> "ClassifierMixin":
@@ -222,7 +222,10 @@ def make_head(name: str, params: Mapping[str, object] | None = None, seed: int =
     return Pipeline([*steps, ("head", _softmax_head(name, classifier) if softmax else classifier)])
 
 
-def class_probabilities(head: Any, X: np.ndarray, n_classes: int) -> np.ndarray:
+Calibrate = Callable[[np.ndarray], np.ndarray]  # probabilities of a head's own classes to better ones
+
+
+def class_probabilities(head: Any, X: np.ndarray, n_classes: int, calibrate: Calibrate | None = None) -> np.ndarray:
     """Ask a fitted head for probabilities, with a column also for classes that it has never seen.
 
     Parameters
@@ -231,6 +234,8 @@ def class_probabilities(head: Any, X: np.ndarray, n_classes: int) -> np.ndarray:
         Its ``classes_`` are indexes from 0 to `n_classes` - 1.
     X : ndarray of float, shape (n, d) or (n, views, d)
     n_classes : int
+    calibrate : callable or None
+        Applied to the mean over the views, in columns of ``classes_``.
 
     Returns
     -------
@@ -239,8 +244,9 @@ def class_probabilities(head: Any, X: np.ndarray, n_classes: int) -> np.ndarray:
     """
     full = np.zeros((len(X), n_classes))
     if len(X):
-        proba = head.predict_proba(X.reshape(-1, X.shape[-1]))
-        full[:, np.asarray(head.classes_, int)] = proba.reshape(len(X), -1, proba.shape[1]).mean(axis=1)
+        proba = np.asarray(head.predict_proba(X.reshape(-1, X.shape[-1])), np.float64)
+        proba = proba.reshape(len(X), -1, proba.shape[1]).mean(axis=1)
+        full[:, np.asarray(head.classes_, int)] = calibrate(proba) if calibrate else proba
     return full
 
 

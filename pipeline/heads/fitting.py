@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.heads.classifiers import class_probabilities, make_head
+from pipeline.heads.classifiers import Calibrate, class_probabilities, make_head
 from pipeline.heads.folds import Folds, make_folds
 from pipeline.heads.joining import TrainingData
 from pipeline.heads.paths import fit_path
@@ -72,10 +72,10 @@ class Fitter:
         else:
             yield from fit_path(name, grid, X, y, units=units, seed=self.seed, temperature=temperature, rough=rough)
 
-    def probabilities(self, head: Any, rows: Rows) -> NDArray[np.float64]:
+    def probabilities(self, head: Any, rows: Rows, calibrate: Calibrate | None = None) -> NDArray[np.float64]:
         """Return the probability of each class for some rows, float64 (len(rows), number of classes)."""
         X = self.data.X[rows] if self.average_views else self.data.X[rows, 0]
-        return class_probabilities(head, X, len(self.data.classes))
+        return class_probabilities(head, X, len(self.data.classes), calibrate)
 
     def folds(self, k: int, rows: Rows) -> Folds:
         """Deal some rows into k folds that part no group; row numbers of the data."""

@@ -43,8 +43,13 @@ class KernelSVC(ClassifierMixin, BaseEstimator):
         self.classes_ = self.svc_.classes_
         return self
 
+    @property
+    def decision_function_shape(self) -> str:
+        """Shape of the decision values, as asked of the wrapped classifier."""
+        return str(self.svc.decision_function_shape)
+
     def decision_function(self, X: Any) -> np.ndarray:
-        """Return decision values (n, k), or (n,) for two classes."""
+        """Return decision values as the wrapped classifier does."""
         check_is_fitted(self)
         return np.asarray(self.svc_.decision_function(self._kernel(np.asarray(X))))
 

@@ -105,7 +105,7 @@ class Choice:
     fitted : fitted pipeline, or None
         On the whole training split.
     folded : ndarray of float64, shape (n, K), or None
-        Out-of-fold probabilities of the training rows.
+        Out-of-fold probabilities of the rows `folded_rows`: the training split, as far as the folds came.
     notes : tuple of str
     """
 
@@ -115,6 +115,7 @@ class Choice:
     chosen_on: str = ""
     fitted: Any = None
     folded: NDArray[np.float64] | None = None
+    folded_rows: Rows = field(default_factory=lambda: np.empty(0, np.int64))
     notes: tuple[str, ...] = ()
 
 
@@ -184,8 +185,9 @@ def _choose_by_folds(
     y = fitter.data.y
     best = max(entrants, key=lambda each: _rank(each.score(y)))
     chosen_on = "cross-validation" if len(grid) > 1 else ""
-    train = fitter.data.rows("train")
-    return Choice(head, best.params, [each.row(y) for each in entrants], chosen_on, folded=best.proba[train])
+    rows = np.flatnonzero(best.judged)
+    board = [each.row(y) for each in entrants]
+    return Choice(head, best.params, board, chosen_on, folded=best.proba[rows], folded_rows=rows)
 
 
 def race(fitter: Fitter, cv: int | None = None, budget: float = DEFAULT_BUDGET, progress: Progress = None) -> Choice:
@@ -249,7 +251,7 @@ def race(fitter: Fitter, cv: int | None = None, budget: float = DEFAULT_BUDGET, 
 def _decide(fitter: Fitter, board: list[Candidate], notes: list[str]) -> Choice:
     """Take the winner of the folds, or let the validation images choose where test images are left for the score."""
     data = fitter.data
-    y, train, validation = data.y, data.rows("train"), data.rows("validation")
+    y, validation = data.y, data.rows("validation")
     best = board[0]
     chosen_on = "cross-validation"
     finalists = _finalists(board, y)
@@ -264,8 +266,16 @@ def _decide(fitter: Fitter, board: list[Candidate], notes: list[str]) -> Choice:
     else:
         best.fitted = _refit(fitter, best)
         notes.append(f"the folds chose {best.head}")
+    rows = np.flatnonzero(best.judged)
     return Choice(
-        best.head, best.params, [each.row(y) for each in board], chosen_on, best.fitted, best.proba[train], tuple(notes)
+        best.head,
+        best.params,
+        [each.row(y) for each in board],
+        chosen_on,
+        best.fitted,
+        best.proba[rows],
+        rows,
+        tuple(notes),
     )
 
 

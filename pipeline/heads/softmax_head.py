@@ -1,5 +1,6 @@
 """`SoftmaxHead`: probabilities for classifiers that only have decision values."""
 
+import itertools
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,6 +16,7 @@ from pipeline.heads.folds import make_folds
 # NearestCentroid warns of constant columns, which its decision values take into account, and shrinkage of classes
 # with a single image; both are as good as such data allow.
 HARMLESS = ("self.within_class_std_dev_", "Only one sample available")
+_DUEL = 2.0  # log odds of a duel whose decision value is 1, the margin of a support vector machine
 
 
 class SoftmaxHead(ClassifierMixin, BaseEstimator):
@@ -77,7 +79,7 @@ class SoftmaxHead(ClassifierMixin, BaseEstimator):
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """Give the decision values of the classifier, unscaled.
+        """Give the decision values of the classifier, unscaled; one a class also where it has one a pair of classes.
 
         Parameters
         ----------
@@ -88,7 +90,7 @@ class SoftmaxHead(ClassifierMixin, BaseEstimator):
         float array of shape (n, k), or (n,) for two classes
         """
         check_is_fitted(self)
-        return np.asarray(self.estimator_.decision_function(X))
+        return _per_class(self.estimator_, self.estimator_.decision_function(X), len(self.classes_))
 
     def predict_proba(self, X: Any) -> np.ndarray:
         """Give softmax(decision / temperature).
@@ -161,9 +163,26 @@ def choose_temperatures(
     truths = []
     for inner, outer in make_folds(labels, folds, units=units[rows]):
         if len(np.unique(labels[inner])) == common.sum():  # groups may hold a class back
-            decisions.append([_logits(each.decision_function(X[rows[outer]])) for each in fit(rows[inner])])
+            shown = X[rows[outer]]
+            values = (_per_class(each, each.decision_function(shown), len(each.classes_)) for each in fit(rows[inner]))
+            decisions.append([_logits(each) for each in values])
             truths.append(labels[outer])
     return [fit_temperature(np.vstack(each), np.concatenate(truths)) for each in zip(*decisions, strict=True)]
+
+
+def _per_class(estimator: Any, decision: np.ndarray, k: int) -> np.ndarray:
+    """Sum up what a class wins against each other one, where an SVC has a decision value for each pair of classes.
+
+    The sum of log sigmoids is the log of the chance to win every duel. SVC's own values of classes count duels
+    won, so the first two are always about 1 apart, whether the decision between them was close or clear.
+    """
+    if decision.ndim == 1 or getattr(estimator, "decision_function_shape", None) != "ovo":
+        return np.asarray(decision)
+    values = np.zeros((len(decision), k))
+    for column, (first, second) in zip(decision.T, itertools.combinations(range(k), 2), strict=True):
+        values[:, first] -= np.logaddexp(0.0, -_DUEL * column)
+        values[:, second] -= np.logaddexp(0.0, _DUEL * column)
+    return values
 
 
 def _logits(decision: np.ndarray) -> np.ndarray:

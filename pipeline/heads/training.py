@@ -5,103 +5,44 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError, TrainingError, UsageError, count_of, installed_versions
+from pipeline.heads.binary import two_class_facts
 from pipeline.heads.bundle import Bundle
-from pipeline.heads.classifiers import make_head
-from pipeline.heads.evaluation import evaluate, format_confusion, format_table
+from pipeline.heads.classifiers import Calibrate, make_head
+from pipeline.heads.evaluation import evaluate
 from pipeline.heads.fitting import Fitter, one_blas_thread
 from pipeline.heads.joining import Features, TrainingData, load_training_data
-from pipeline.heads.learning_curve import format_curve, learning_curve
-from pipeline.heads.search import AUTO, DEFAULT_BUDGET, DEFAULT_FOLDS, TIMES, choose, format_leaderboard, race
+from pipeline.heads.learning_curve import learning_curve
+from pipeline.heads.novelty import FALSE_ALARMS, Novelty
+from pipeline.heads.report import Report
+from pipeline.heads.search import AUTO, DEFAULT_BUDGET, DEFAULT_FOLDS, Choice, choose, race
+from pipeline.heads.trust import HeldOut, Safeguards, Trust, learn_safeguards, trust_facts
 
 SPLITS = ("train", "validation", "test")
+TRUST_FOLDS = 3  # for calibration and abstention, where choosing made no folds
 
 
-@dataclass(frozen=True, repr=False)
-class Report:
-    """What a training found, as plain data.
+class TrainingOptions(TypedDict, total=False):
+    """What can be asked of a training beside its head; see `train_head`."""
 
-    Parameters
-    ----------
-    head : str
-    params : dict
-        Parameters given or chosen.
-    scored_on : str
-        ``"test"``, ``"validation"`` or ``"cross-validation"``: where `accuracy` comes from.
-    metrics : dict of str to dict
-        For each split that was scored, see `pipeline.heads.evaluation.evaluate`.
-    candidates : list of dict
-        What was tried: ``{"head", "params", "accuracy", "log_loss"}``. Where folds judged, the best first, with
-        ``accuracy_sd`` over the ``folds``, mean ``fit_seconds`` of a fold, ``predict_seconds_per_1000`` images,
-        and for the finalists of a race ``validation_accuracy`` and ``validation_log_loss``.
-    chosen_on : str
-        ``"validation"``, ``"cross-validation"`` or ``""`` when nothing was chosen.
-    counts : dict of str to int
-        Images of each split.
-    notes : list of str
-    seconds : float
-        Wall-clock time of fitting and choosing.
-    history : dict of str to list of float
-        Curves of a Keras head, else empty.
-    curve : dict
-        Accuracy against images per class, see `pipeline.heads.learning_curve.learning_curve`; else empty.
-    provenance : dict
-        Recipes, seed and versions.
-    """
+    budget: float | None
+    average_views: bool
+    curve: bool
+    trust: Trust
 
-    head: str
-    params: dict[str, Any]
-    scored_on: str
-    metrics: dict[str, dict[str, Any]]
-    candidates: list[dict[str, Any]]
-    chosen_on: str
-    counts: dict[str, int]
-    notes: list[str]
-    seconds: float
-    history: dict[str, list[float]] = field(default_factory=dict)
-    curve: dict[str, Any] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def accuracy(self) -> float:
-        """Accuracy on `scored_on`, from 0 to 1."""
-        return float(self.metrics[self.scored_on]["accuracy"])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data, ready for JSON."""
-        return asdict(self)
-
-    def without_times(self) -> dict[str, Any]:
-        """Return the same without what the clock said, for a bundle that depends on data and seed alone."""
-        data = self.to_dict()
-        del data["seconds"]
-        for row in data["candidates"]:
-            for name in TIMES:
-                row.pop(name, None)
-        return data
-
-    def __repr__(self) -> str:
-        return f"Report({self.head} {self.params}: accuracy {self.accuracy:.3f} on {self.scored_on})"
-
-    def table(self, width: int = 80) -> str:
-        """Return the per-class table, the verdict and the confusions for a terminal."""
-        metrics = self.metrics[self.scored_on]
-        lines = [format_table(metrics, width)]
-        if "cross-validation" in self.metrics and self.scored_on != "cross-validation":
-            folded = self.metrics["cross-validation"]
-            lines.append(f"cross-validated accuracy {folded['accuracy']:.3f} on {folded['n']} training images")
-        lines += ["", format_confusion(metrics, width)]
-        if len({each["head"] for each in self.candidates}) > 1:
-            lines += ["", format_leaderboard(self.candidates, width)]
-        if self.curve:
-            lines += ["", format_curve(self.curve, width)]
-        return "\n".join(lines)
+@dataclass(frozen=True)
+class _Options:
+    budget: float | None = None
+    average_views: bool = False
+    curve: bool = False
+    trust: Trust = Trust()
 
 
 def train_head(
@@ -111,10 +52,8 @@ def train_head(
     params: Mapping[str, Any] | None = None,
     cv: int | None = None,
     seed: int = 0,
-    budget: float | None = None,
-    average_views: bool = False,
-    curve: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    **options: Unpack[TrainingOptions],
 ) -> tuple[Bundle, Report]:
     """Fit on the training split, choose on validation, report on test.
 
@@ -136,14 +75,16 @@ def train_head(
         Folds for choosing and for a cross-validated score.
     seed : int
         Of the splits drawn, the folds, and the head.
+    progress : callable (done, total) or None
+        Called after each fit.
     budget : float or None
         Seconds that the race of ``"auto"`` may take; None for 60.
     average_views : bool
         Whether predictions are the mean over the views of an image, instead of that of its first.
     curve : bool
         Whether to measure how accuracy grows with the training images, see `pipeline.heads.learning_curve`.
-    progress : callable (done, total) or None
-        Called after each fit.
+    trust : Trust
+        Calibration of the probabilities, abstention, novelty score.
 
     Returns
     -------
@@ -161,14 +102,16 @@ def train_head(
     --------
     >>> bundle, report = train_head("artifacts/photos.h5", head="logreg")  # doctest: +SKIP
     """
+    asked = _Options(**options)
     params = dict(params or {})
-    _check_options(head, params, cv, seed, budget)
+    _check_options(head, params, cv, seed, asked.budget)
+    asked.trust.check()
     data = load_training_data(features, seed)
-    fitter = Fitter(data, seed, average_views)
+    fitter = Fitter(data, seed, asked.average_views)
     started = time.monotonic()
     train, validation = data.rows("train"), data.rows("validation")
     smallest = _check_trainable(data, train, cv)
-    if average_views and data.X.shape[1] == 1:
+    if asked.average_views and data.X.shape[1] == 1:
         raise UsageError("average_views needs several views of each image; extract with --views first")
     notes = list(data.notes)
     if cv is None and not len(validation) and not len(data.rows("test")):
@@ -178,30 +121,29 @@ def train_head(
         f"class {data.classes[label]!r} has no training image and is never predicted"
         for label in sorted(set(range(len(data.classes))) - set(data.y[train].tolist()))
     ]
-    with _told(head) as warned, one_blas_thread():
+    with told(head) as warned, one_blas_thread():
         if head == AUTO:
-            chosen = race(fitter, cv, DEFAULT_BUDGET if budget is None else budget, progress)
+            chosen = race(fitter, cv, DEFAULT_BUDGET if asked.budget is None else asked.budget, progress)
         else:
             chosen = choose(fitter, head, params, cv, progress)
         fitted = chosen.fitted or next(fitter.fit(chosen.head, [chosen.params], train, watched=validation))
-        growth = learning_curve(fitter, chosen.head, chosen.params) if curve else {}
-    notes += chosen.notes
-    metrics = _metrics(fitter, fitted, chosen.folded)
+        growth = learning_curve(fitter, chosen.head, chosen.params) if asked.curve else {}
+        # Calibration changes the head in place where it ends in a softmax.
+        raw = _answers(fitter, fitted)
+        held_out = lambda: _held_out(fitter, chosen, fitted.classes_)  # noqa: E731 - made only when it is needed
+        safeguards, said = learn_safeguards(asked.trust, fitted, held_out, seed)
+    if asked.trust.novelty:
+        safeguards = with_novelty(safeguards, data, seed)
+    metrics = _metrics(fitter, fitted, chosen, safeguards, raw)
     scored_on = next(name for name in ("test", "validation", "cross-validation") if name in metrics)
+    notes += [*chosen.notes, *said]
     if scored_on == chosen.chosen_on:
         images = "validation images" if scored_on == "validation" else "folds"
         notes.append(f"the {images} also chose the parameters, so this score is a little too good")
     elif scored_on == "validation" and hasattr(fitted[-1], "keras_model"):
         notes.append("the validation images also chose when to stop, so this score is a little too good")
     notes += sorted(warned)
-    recipes = [store.recipe for store in data.stores]
-    provenance = {
-        "seed": seed,
-        "fingerprints": [recipe.fingerprint for recipe in recipes],
-        "recipes": [str(recipe) for recipe in recipes],
-        "images": len(data.y),
-        "versions": installed_versions("twostage-features", "numpy", "scikit-learn", "skops", "keras", "tensorflow"),
-    }
+    provenance = provenance_of(data, seed)
     report = Report(
         head=chosen.head,
         params=chosen.params,
@@ -215,19 +157,41 @@ def train_head(
         history=dict(getattr(fitted[-1], "history_", {})),
         curve=growth,
         provenance=provenance,
+        trust=safeguards.to_dict(),
     )
     bundle = Bundle(
-        recipes=tuple(recipes),
-        dims=tuple(store.shape[-1] for store in data.stores),
+        recipes=tuple(store.recipe for store in data.stores),
+        dims=tuple(store.dim for store in data.stores),
         classes=data.classes,
         head=fitted,
         head_name=chosen.head,
         params=chosen.params,
         report=report.without_times(),
         provenance=provenance,
-        average_views=average_views,
+        average_views=asked.average_views,
+        safeguards=safeguards,
     )
     return bundle, report
+
+
+def provenance_of(data: TrainingData, seed: int) -> dict[str, Any]:
+    """Say what a training started from, as plain data."""
+    recipes = [store.recipe for store in data.stores]
+    return {
+        "seed": seed,
+        "fingerprints": [recipe.fingerprint for recipe in recipes],
+        "recipes": [str(recipe) for recipe in recipes],
+        "images": len(data.y),
+        "versions": installed_versions("twostage-features", "numpy", "scikit-learn", "skops", "keras", "tensorflow"),
+    }
+
+
+def with_novelty(safeguards: Safeguards, data: TrainingData, seed: int) -> Safeguards:
+    """Add a novelty score learned from the training images as they are, without their augmented views."""
+    train = data.rows("train")
+    novelty = Novelty.fit(data.X[train, 0], data.groups[train].tolist(), seed)
+    facts = {**safeguards.facts, "novelty": {"false_alarms": FALSE_ALARMS, "threshold": novelty.threshold}}
+    return replace(safeguards, novelty=novelty, facts=facts)
 
 
 def _check_options(head: str, params: Mapping[str, Any], cv: int | None, seed: int, budget: float | None) -> None:
@@ -244,22 +208,55 @@ def _check_options(head: str, params: Mapping[str, Any], cv: int | None, seed: i
         raise UsageError(f"cv {cv} makes no folds; give 2 or more")
 
 
-def _metrics(fitter: Fitter, fitted: Any, folded: NDArray[np.float64] | None) -> dict[str, dict[str, Any]]:
+def _answers(fitter: Fitter, fitted: Any, calibrate: Calibrate | None = None) -> dict[str, NDArray[np.float64]]:
+    """Return the probabilities of the splits that the head has not seen."""
+    rows = {split: fitter.data.rows(split) for split in ("validation", "test")}
+    return {split: fitter.probabilities(fitted, each, calibrate) for split, each in rows.items() if len(each)}
+
+
+def _held_out(fitter: Fitter, chosen: Choice, classes: NDArray[np.int64]) -> HeldOut | None:
+    """Return labels and out-of-fold probabilities of training images, in columns of the head's classes."""
+    y, rows = fitter.data.y, chosen.folded_rows
+    proba = chosen.folded
+    if proba is None:
+        train = fitter.data.rows("train")
+        units = set(zip(y[train].tolist(), fitter.data.units[train].tolist(), strict=True))
+        counts = Counter(label for label, _ in units)
+        folds = min(TRUST_FOLDS, max(2, min(counts.values())))
+        # A class with fewer images than folds takes no part.
+        rows = train[[counts[label] >= folds for label in y[train].tolist()]]
+        if len(np.unique(y[rows])) < 2:
+            return None
+        proba = np.zeros((len(y), len(fitter.data.classes)))
+        for inner, outer in fitter.folds(folds, rows):
+            (fitted,) = fitter.fit(chosen.head, [chosen.params], inner)
+            proba[outer] = fitter.probabilities(fitted, outer)
+        proba = proba[rows]
+    return np.searchsorted(classes, y[rows]), proba[:, np.asarray(classes, int)]
+
+
+def _metrics(
+    fitter: Fitter, fitted: Any, chosen: Choice, safeguards: Safeguards, raw: Mapping[str, NDArray[np.float64]]
+) -> dict[str, dict[str, Any]]:
     """Score the fitted head on the splits that it has not seen, and what the folds said of the training split."""
-    data, train = fitter.data, fitter.data.rows("train")
-    majority = int(np.bincount(data.y[train]).argmax())
-    asked = {split: data.rows(split) for split in ("validation", "test")}
-    answers = {split: fitter.probabilities(fitted, rows) for split, rows in asked.items() if len(rows)}
-    if folded is not None:
-        asked["cross-validation"], answers["cross-validation"] = train, folded
-    return {
-        name: evaluate(data.y[asked[name]], proba, data.classes, majority=majority, units=data.units[asked[name]])
-        for name, proba in answers.items()
-    }
+    data = fitter.data
+    majority = int(np.bincount(data.y[data.rows("train")]).argmax())
+    asked = {split: data.rows(split) for split in raw}
+    answers = _answers(fitter, fitted, safeguards.calibrate)
+    if chosen.folded is not None:
+        asked["cross-validation"], answers["cross-validation"] = chosen.folded_rows, chosen.folded
+    metrics = {}
+    for name, proba in answers.items():
+        y, units = data.y[asked[name]], data.units[asked[name]]
+        metrics[name] = evaluate(y, proba, data.classes, majority=majority, units=units)
+        metrics[name] |= two_class_facts(y, proba, data.classes)
+        if name in raw:
+            metrics[name] |= trust_facts(safeguards, y, raw[name], proba)
+    return metrics
 
 
 @contextlib.contextmanager
-def _told(head: str) -> Iterator[set[str]]:
+def told(head: str) -> Iterator[set[str]]:
     """Turn what scikit-learn raises while fitting into this package's errors, and its warnings into notes."""
     from sklearn.utils._param_validation import InvalidParameterError
 

@@ -33,9 +33,12 @@ def check_trees(head: Any) -> None:
 
 
 def _trees(head: Any) -> Iterator[tuple[Any, Any, Any, Any, Any]]:
-    for estimator in getattr(head, "estimators_", []):
+    inner = getattr(head, "estimators_", [])
+    for estimator in inner.ravel() if isinstance(inner, np.ndarray) else inner:
         tree = getattr(estimator, "tree_", None)
-        if tree is not None:
+        if tree is None:
+            yield from _trees(estimator)  # a forest for each label
+        else:
             yield tree.children_left, tree.children_right, tree.children_left == -1, tree.feature, tree.value
     for iteration in getattr(head, "_predictors", []):
         for predictor in iteration:

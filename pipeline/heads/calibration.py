@@ -1,0 +1,283 @@
+"""Probabilities that mean something: how far they are off, and a map that mends them on held-out images."""
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import IntegrityError, UsageError
+
+METHODS = ("auto", "none", "temperature", "isotonic")
+BINS = 15
+# Pseudo votes that are shared out among all classes before a temperature is fitted: votes of neighbours and
+# trees hold zeros, which no temperature can raise.
+_SMOOTHING = (1e-6, 1e-3, 0.01, 0.03, 0.1, 0.3)
+_NAMES = ("smoothing", "temperature", "x", "y", "sizes")
+
+
+def reliability(y_true: NDArray[np.int64], probabilities: NDArray[np.float64], bins: int = BINS) -> dict[str, Any]:
+    """Compare how sure a head is of its answers with how often they are right.
+
+    The expected calibration error of Naeini, Cooper and Hauskrecht ("Obtaining well calibrated probabilities
+    using Bayesian binning", AAAI 2015) as Guo et al. (2017) measure it: answers are put into bins of equal
+    width by the probability of the most probable class; the error is the mean distance between mean
+    probability and accuracy, weighted by the answers in each bin. Its expectation is above 0 also for a perfect
+    head, the more so the fewer the images.
+
+    Parameters
+    ----------
+    y_true : int array of shape (n,)
+        Columns of the true classes.
+    probabilities : float array of shape (n, k)
+    bins : int
+
+    Returns
+    -------
+    dict
+        Ready for JSON: ``error`` (0 to 1), ``chance`` (the error to expect from a perfectly calibrated head that is
+        as sure on as many images), ``n``, and ``bins``, a list of ``{"from", "to", "n", "probability",
+        "accuracy"}`` without the empty ones.
+
+    Examples
+    --------
+    >>> p = np.array([[0.75, 0.25], [0.75, 0.25], [0.75, 0.25], [0.75, 0.25]])
+    >>> reliability(np.array([0, 0, 0, 1]), p)["error"], reliability(np.array([0, 0, 1, 1]), p)["error"]
+    (0.0, 0.25)
+    """
+    top = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == y_true
+    # The k-th bin is (k - 1, k] / bins, so that a probability of 1 has a place in the last one.
+    place = np.clip(np.ceil(top * bins).astype(int) - 1, 0, bins - 1)
+    rows = []
+    error = chance = 0.0
+    for number in np.unique(place).tolist():
+        mine = place == number
+        rows.append(
+            {
+                "from": number / bins,
+                "to": (number + 1) / bins,
+                "n": int(mine.sum()),
+                "probability": float(top[mine].mean()),
+                "accuracy": float(right[mine].mean()),
+            }
+        )
+        error += abs(float(top[mine].sum()) - float(right[mine].sum())) / len(top)
+        # Mean distance of a normal variable of this variance from its mean.
+        chance += float(np.sqrt(2 / np.pi * (top[mine] * (1 - top[mine])).sum())) / len(top)
+    return {"error": error, "chance": chance, "n": len(top), "bins": rows}
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """A map from the probabilities of a head to better ones; NumPy alone applies it.
+
+    Parameters
+    ----------
+    smoothing : float
+        Pseudo votes shared out among the classes: p becomes (p + smoothing / k) / (1 + smoothing).
+    temperature : float
+        Then softmax(log(p) / temperature); see `pipeline.heads.softmax_head.fit_temperature`.
+    curves : tuple of two float64 arrays, or empty
+        One per class, each of shape (2, knots): the isotonic curve through (row 0, row 1) that replaces smoothing
+        and temperature. The results are scaled to add up to 1.
+
+    Examples
+    --------
+    >>> Calibration(temperature=2.0).apply(np.array([[0.8, 0.2]])).round(3).tolist()
+    [[0.667, 0.333]]
+    """
+
+    smoothing: float = 0.0
+    temperature: float = 1.0
+    curves: tuple[NDArray[np.float64], ...] = ()
+
+    def apply(self, probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return calibrated probabilities, float64 (n, k); rows add up to 1."""
+        if self.curves:
+            return self._isotonic(probabilities)
+        logits = _smoothed_logits(probabilities, self.smoothing) / self.temperature
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return np.asarray(odds / odds.sum(axis=1, keepdims=True))
+
+    def _isotonic(self, p: NDArray[np.float64]) -> NDArray[np.float64]:
+        if p.shape[1] != len(self.curves):
+            raise IntegrityError(
+                f"the calibration has {len(self.curves)} curves for {p.shape[1]} classes; train the bundle anew"
+            )
+        mapped = np.column_stack([np.interp(p[:, k], *curve) for k, curve in enumerate(self.curves)])
+        total = mapped.sum(axis=1, keepdims=True)
+        # Where every curve says 0 nothing was learned: what the head said stays.
+        return np.asarray(np.where(total > 0, mapped / np.where(total > 0, total, 1.0), p))
+
+    def to_bytes(self) -> bytes:
+        """Return the arrays as an ``.npz`` archive."""
+        buffer = io.BytesIO()
+        sizes = np.array([curve.shape[1] for curve in self.curves], np.int64)
+        x, y = np.hstack(self.curves) if self.curves else np.empty((2, 0))
+        np.savez(buffer, smoothing=self.smoothing, temperature=self.temperature, x=x, y=y, sizes=sizes)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Calibration":
+        """Read what `to_bytes` wrote; nothing is unpickled.
+
+        Raises
+        ------
+        IntegrityError
+            If these are other arrays.
+        """
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+                smoothing, temperature, x, y, sizes = (archive[name] for name in _NAMES)
+            stacked = np.stack([x, y]).astype(np.float64)
+            parts = np.split(stacked, np.cumsum(sizes)[:-1], axis=1) if len(sizes) else []
+            found = cls(float(smoothing), float(temperature), tuple(parts))
+        except Exception as error:
+            raise IntegrityError(f"the calibration cannot be read ({error}); train the bundle anew") from error
+        sound = found.smoothing >= 0 and found.temperature > 0 and all(part.shape[1] for part in parts)
+        if not (sound and np.isfinite([found.smoothing, found.temperature]).all() and np.isfinite(stacked).all()):
+            raise IntegrityError("the calibration holds numbers that make no sense; train the bundle anew")
+        return found
+
+
+def fit_calibration(method: str, y_true: NDArray[np.int64], probabilities: NDArray[np.float64]) -> Calibration:
+    """Learn a calibration from images that the head was not fitted on.
+
+    Parameters
+    ----------
+    method : str
+        ``"temperature"``: one number that never changes which class is the most probable one (Guo et al., "On
+        Calibration of Modern Neural Networks", ICML 2017), with as many pseudo votes as make the log loss
+        smallest. ``"isotonic"``: one rising curve per class against the others, by scikit-learn (Zadrozny and
+        Elkan, "Transforming classifier scores into accurate multiclass probability estimates", KDD 2002); it
+        can mend any shape, wants some hundred images and can change the answer.
+    y_true : int array of shape (n,)
+    probabilities : float array of shape (n, k)
+        Made out of fold, or on images of another split.
+
+    Returns
+    -------
+    Calibration
+
+    Raises
+    ------
+    UsageError
+        If there is no such method.
+
+    Examples
+    --------
+    >>> p = np.array([[0.99, 0.01]] * 10)  # sure, and right eight times in ten
+    >>> calibration = fit_calibration("temperature", np.array([0] * 8 + [1] * 2), p)
+    >>> bool(0.7 < calibration.apply(p)[0, 0] < 0.85)
+    True
+    """
+    if method == "isotonic":
+        return Calibration(
+            curves=tuple(_curve(probabilities[:, k], y_true == k) for k in range(probabilities.shape[1]))
+        )
+    if method != "temperature":
+        raise UsageError(f"calibration {method!r} is unknown; expected one of {', '.join(METHODS)}")
+    tried = []
+    for smoothing in _SMOOTHING:
+        calibration = Calibration(smoothing, temperature(y_true, probabilities, smoothing))
+        own = calibration.apply(probabilities)[np.arange(len(y_true)), y_true]
+        tried.append((float(-np.log(np.clip(own, 1e-15, 1.0)).mean()), calibration))
+    return min(tried, key=lambda pair: pair[0])[1]
+
+
+def temperature(y_true: NDArray[np.int64], probabilities: NDArray[np.float64], smoothing: float = 1e-12) -> float:
+    """Find the temperature for probabilities instead of logits; see `pipeline.heads.softmax_head.fit_temperature`."""
+    from pipeline.heads.softmax_head import fit_temperature
+
+    return fit_temperature(_smoothed_logits(probabilities, smoothing), y_true)
+
+
+def temper(head: Any, degrees: float) -> bool:
+    """Divide the logits of a fitted pipeline by a temperature, inside the head itself.
+
+    Parameters
+    ----------
+    head : fitted pipeline of `make_head`
+        Changed in place where its last step ends in a softmax of its own: logistic regression, `SoftmaxHead`,
+        `KerasHead`.
+    degrees : float
+        The temperature, above 0.
+
+    Returns
+    -------
+    bool
+        False where the head has no logits, and nothing was changed.
+
+    Examples
+    --------
+    >>> from pipeline.heads.classifiers import make_head
+    >>> head = make_head("logreg").fit([[0.0], [1.0], [8.0], [9.0]], [0, 0, 1, 1])
+    >>> before = head.predict_proba([[9.0]])[0, 1]
+    >>> temper(head, 2.0), bool(0.5 < head.predict_proba([[9.0]])[0, 1] < before)
+    (True, True)
+    """
+    last = head[-1]
+    if hasattr(last, "temperature_"):  # SoftmaxHead
+        last.temperature_ = float(last.temperature_ * degrees)
+    elif hasattr(last, "keras_model"):
+        scaled = [np.asarray(array / np.float32(degrees), np.float32) for array in last.weights_[-2:]]
+        last.weights_ = [*last.weights_[:-2], *scaled]
+    elif is_softmax(last):
+        last.coef_ = last.coef_ / degrees
+        last.intercept_ = last.intercept_ / degrees
+    else:
+        return False
+    return True
+
+
+def is_softmax(classifier: Any) -> bool:
+    """Say whether a classifier is scikit-learn's logistic regression with one softmax over all classes."""
+    from sklearn.linear_model import LogisticRegression
+
+    if not isinstance(classifier, LogisticRegression):
+        return False
+    return classifier.solver != "liblinear" or len(classifier.classes_) == 2
+
+
+def across_halves(
+    method: str, y_true: NDArray[np.int64], probabilities: NDArray[np.float64], seed: int = 0
+) -> NDArray[np.float64]:
+    """Calibrate each half of held-out images with what the other half taught, to see what is gained.
+
+    Parameters
+    ----------
+    method, y_true, probabilities
+        As in `fit_calibration`.
+    seed : int
+        Of the halves.
+
+    Returns
+    -------
+    float64 array of shape (n, k)
+
+    Examples
+    --------
+    >>> p = np.array([[0.9, 0.1], [0.6, 0.4]] * 10)
+    >>> across_halves("temperature", np.array([0, 1] * 10), p).shape
+    (20, 2)
+    """
+    order = np.random.default_rng(seed).permutation(len(y_true))
+    halves = order[: len(order) // 2], order[len(order) // 2 :]
+    mapped = np.empty_like(probabilities)
+    for learn, apply in (halves, halves[::-1]):
+        mapped[apply] = fit_calibration(method, y_true[learn], probabilities[learn]).apply(probabilities[apply])
+    return mapped
+
+
+def _smoothed_logits(p: NDArray[np.float64], smoothing: float) -> NDArray[np.float64]:
+    smooth = (p + smoothing / p.shape[1]) / (1 + smoothing)
+    return np.asarray(np.log(np.maximum(smooth, 1e-300)))
+
+
+def _curve(p: NDArray[np.float64], is_class: NDArray[np.bool_]) -> NDArray[np.float64]:
+    from sklearn.isotonic import IsotonicRegression
+
+    fitted = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(p, is_class)
+    return np.stack([fitted.X_thresholds_, fitted.y_thresholds_]).astype(np.float64)

@@ -1,0 +1,244 @@
+"""The race of backbones: feature files, their layers and joins, by accuracy, LogME and cost."""
+
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import PipelineError, TrainingError, UsageError
+from pipeline.features.store import COST, FeatureStore
+from pipeline.heads.classifiers import make_head
+from pipeline.heads.evaluation import display_width, printable, shorten, wilson_interval
+from pipeline.heads.joining import Features, load_training_data
+from pipeline.heads.transferability import logme
+
+JOINS = ("none", "pairs", "all")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Vectors that took part in the race.
+
+    Parameters
+    ----------
+    name : str
+        File, and layer where it is one of several; with " + " between those that were joined.
+    columns : int
+        Length of the vector.
+    logme : float
+        See `pipeline.heads.transferability.logme`; of the training images.
+    accuracy : float
+        Of the quick head on the validation images, from 0 to 1.
+    interval : tuple of two float
+        95 %, Wilson.
+    milliseconds : float or None
+        To extract one image, as its file's own extraction measured it, the sum where several were joined; None
+        where a file does not know. Layers of one file cost what the file costs.
+    """
+
+    name: str
+    columns: int
+    logme: float
+    accuracy: float
+    interval: tuple[float, float]
+    milliseconds: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, ready for JSON."""
+        return asdict(self)
+
+
+def compare(
+    features: Sequence[Features],
+    *,
+    head: str = "logreg",
+    join: str = "pairs",
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Contender]:
+    """Rank feature files of the same images, their layers and their joins, the most accurate first.
+
+    Every contender sees the same images: those that all files have. The test split takes no part.
+
+    Parameters
+    ----------
+    features : sequence of FeatureStore or path
+    head : str
+        Fitted with its default parameters on the training images, judged on the validation images.
+    join : str
+        ``"none"``; ``"pairs"``: each two files, and all together; ``"all"``: all together.
+    seed : int
+    progress : callable (done, total) or None
+
+    Returns
+    -------
+    list of Contender
+
+    Raises
+    ------
+    TrainingError
+        If the files are not of the same images, or there is no validation split.
+    UsageError
+        If the head does not exist.
+
+    Examples
+    --------
+    >>> compare(["artifacts/small.h5", "artifacts/large.h5"])  # doctest: +SKIP
+    """
+    if join not in JOINS:
+        raise UsageError(f"join {join!r} is unknown; expected one of {', '.join(JOINS)}")
+    make_head(head, {}, seed)  # an unknown head is an error before files are read
+    data = load_training_data(list(features), seed)
+    X = data.X if data.X.ndim == 2 else data.X[:, 0]
+    train, validation = data.rows("train"), data.rows("validation")
+    if not len(validation) or len(set(data.y[train].tolist())) < 2:
+        raise TrainingError(
+            f"{len(train)} training images and {len(validation)} validation images cannot be compared on; expected"
+            " both, with at least two classes in training: give the images other splits, or none"
+        )
+    lanes = _lanes(data.stores, join)
+    found = []
+    for number, (name, columns, cost) in enumerate(lanes):
+        vectors = X[:, columns]
+        fitted = make_head(head, {}, seed).fit(vectors[train], data.y[train])
+        right = int((fitted.predict(vectors[validation]) == data.y[validation]).sum())
+        found.append(
+            Contender(
+                name=name,
+                columns=len(columns),
+                logme=logme(_levelled(vectors[train]), data.y[train]),
+                accuracy=right / len(validation),
+                interval=wilson_interval(right, len(validation)),
+                milliseconds=cost,
+            )
+        )
+        if progress:
+            progress(number + 1, len(lanes))
+    return sorted(found, key=lambda each: (-each.accuracy, -each.logme))
+
+
+def _levelled(X: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Give every column the same mean square, as heads do, so that no file of large numbers outweighs another."""
+    vectors = X.astype(np.float64)
+    size = np.sqrt((vectors**2).mean(axis=0))
+    return np.asarray(vectors / np.where(size > 0, size, 1.0))
+
+
+def _lanes(stores: Sequence[FeatureStore], join: str) -> list[tuple[str, NDArray[np.int64], float | None]]:
+    """Return name, columns and cost of each contender: files, layers of files, files together."""
+    names = [Path(store.path).stem for store in stores]
+    if len(set(names)) < len(names):
+        names = [os.fspath(store.path) for store in stores]
+    starts = np.cumsum([0, *(store.shape[-1] for store in stores)])
+    files = [np.arange(start, stop) for start, stop in itertools.pairwise(starts.tolist())]
+    costs = [_cost(store) for store in stores]
+    lanes = []
+    for name, columns, cost, store in zip(names, files, costs, stores, strict=True):
+        lanes.append((name, columns, cost))
+        segments = store.index.segments
+        if len(segments) > 1:
+            lanes += [(f"{name}: {layer}", columns[start:stop], cost) for layer, (start, stop) in segments.items()]
+    sizes = {"none": [], "pairs": sorted({2, len(stores)}), "all": [len(stores)]}[join]
+    for size in sizes:
+        for chosen in itertools.combinations(range(len(stores)), size) if len(stores) > 1 else ():
+            known = [cost for cost in (costs[i] for i in chosen) if cost is not None]
+            total = sum(known) if len(known) == len(chosen) else None
+            lanes.append((" + ".join(names[i] for i in chosen), np.concatenate([files[i] for i in chosen]), total))
+    return lanes
+
+
+def _cost(store: FeatureStore) -> float | None:
+    try:
+        return float(store.index.created_with[COST])
+    except (KeyError, ValueError):
+        return None
+
+
+def format_contenders(contenders: Sequence[Contender], width: int = 80) -> str:
+    """Lay out the race for a terminal, one line each.
+
+    Parameters
+    ----------
+    contenders : sequence of Contender
+    width : int
+        Columns; no line is longer.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> print(format_contenders([Contender("small", 256, 0.31, 0.75, (0.70, 0.80), None)]))
+    vectors  columns    LogME  accuracy   95 % interval  ms/image
+    small        256    0.310     0.750  0.700 to 0.800         -
+    """
+    room = width - 54
+    names = [shorten(printable(each.name), room) for each in contenders]
+    column = max(display_width(name) for name in [*names, "vectors"])
+    lines = ["vectors".ljust(column) + "  columns    LogME  accuracy   95 % interval  ms/image"]
+    for name, each in zip(names, contenders, strict=True):
+        cost = "-" if each.milliseconds is None else f"{each.milliseconds:.2f}"
+        low, high = each.interval
+        lines.append(
+            f"{name}{' ' * (column - display_width(name))}{each.columns:>9}{each.logme:>9.3f}{each.accuracy:>10.3f}"
+            f"  {low:.3f} to {high:.3f}{cost:>10}"
+        )
+    return "\n".join(lines)
+
+
+def plot_contenders(contenders: Sequence[Contender], out: str | os.PathLike[str]) -> Path:
+    """Draw accuracy against cost, with intervals; those whose cost is not known are named below.
+
+    Parameters
+    ----------
+    contenders : sequence of Contender
+    out : path
+        Ends in ``.png``, ``.svg`` or ``.pdf``.
+
+    Raises
+    ------
+    UsageError
+        If no contender's cost is known, or `out` has another ending.
+    PipelineError
+        If it cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    target = Path(out)
+    if target.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise UsageError(f"cannot draw {str(out)!r}; end it in .png, .svg or .pdf")
+    known = [(each, each.milliseconds) for each in contenders if each.milliseconds is not None]
+    if not known:
+        raise UsageError(
+            "no feature file knows its milliseconds per image, so there is nothing to draw; extract the images anew"
+        )
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for each, cost in known:
+        low, high = each.interval
+        errors = [[each.accuracy - low], [high - each.accuracy]]
+        axes.errorbar([cost], [each.accuracy], yerr=errors, fmt="o", capsize=3)
+        axes.annotate(
+            printable(each.name),
+            (cost, each.accuracy),
+            xytext=(5, 4),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    axes.set_xlabel("milliseconds per image")
+    axes.set_ylabel("accuracy on validation")
+    axes.grid(alpha=0.3)
+    if missing := [printable(each.name) for each in contenders if each.milliseconds is None]:
+        axes.set_title("cost not known: " + ", ".join(missing), fontsize=8)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(target)
+    except OSError as error:
+        raise PipelineError(f"cannot write {target}: {error.strerror or error}; choose another --plot") from error
+    return target

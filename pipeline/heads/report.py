@@ -1,0 +1,98 @@
+"""`Report`: what a training found, as plain data and as a table for a terminal."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pipeline.heads.binary import format_two_class
+from pipeline.heads.evaluation import format_confusion, format_table
+from pipeline.heads.learning_curve import format_curve
+from pipeline.heads.multilabel import format_labels
+from pipeline.heads.search import TIMES, format_leaderboard
+from pipeline.heads.trust import format_trust
+
+
+@dataclass(frozen=True, repr=False)
+class Report:
+    """What a training found, as plain data.
+
+    Parameters
+    ----------
+    head : str
+    params : dict
+        Parameters given or chosen.
+    scored_on : str
+        ``"test"``, ``"validation"`` or ``"cross-validation"``: where `accuracy` comes from.
+    metrics : dict of str to dict
+        For each split that was scored, see `pipeline.heads.evaluation.evaluate`.
+    candidates : list of dict
+        What was tried: ``{"head", "params", "accuracy", "log_loss"}``. Where folds judged, the best first, with
+        ``accuracy_sd`` over the ``folds``, mean ``fit_seconds`` of a fold, ``predict_seconds_per_1000`` images,
+        and for the finalists of a race ``validation_accuracy`` and ``validation_log_loss``.
+    chosen_on : str
+        ``"validation"``, ``"cross-validation"`` or ``""`` when nothing was chosen.
+    counts : dict of str to int
+        Images of each split.
+    notes : list of str
+    seconds : float
+        Wall-clock time of fitting and choosing.
+    history : dict of str to list of float
+        Curves of a Keras head, else empty.
+    curve : dict
+        Accuracy against images per class, see `pipeline.heads.learning_curve.learning_curve`; else empty.
+    provenance : dict
+        Recipes, seed and versions.
+    trust : dict
+        How calibration, threshold and novelty score were learned; what they do on a split is in its metrics.
+    """
+
+    head: str
+    params: dict[str, Any]
+    scored_on: str
+    metrics: dict[str, dict[str, Any]]
+    candidates: list[dict[str, Any]]
+    chosen_on: str
+    counts: dict[str, int]
+    notes: list[str]
+    seconds: float
+    history: dict[str, list[float]] = field(default_factory=dict)
+    curve: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    trust: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def accuracy(self) -> float:
+        """Accuracy on `scored_on`, from 0 to 1."""
+        return float(self.metrics[self.scored_on]["accuracy"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, ready for JSON."""
+        return asdict(self)
+
+    def without_times(self) -> dict[str, Any]:
+        """Return the same without what the clock said, for a bundle that depends on data and seed alone."""
+        data = self.to_dict()
+        del data["seconds"]
+        for row in data["candidates"]:
+            for name in TIMES:
+                row.pop(name, None)
+        return data
+
+    def __repr__(self) -> str:
+        return f"Report({self.head} {self.params}: accuracy {self.accuracy:.3f} on {self.scored_on})"
+
+    def table(self, width: int = 80) -> str:
+        """Return the per-class table, the verdict and the confusions for a terminal."""
+        metrics = self.metrics[self.scored_on]
+        if "mean_average_precision" in metrics:
+            return format_labels(metrics, width)
+        lines = [format_table(metrics, width)]
+        if "cross-validation" in self.metrics and self.scored_on != "cross-validation":
+            folded = self.metrics["cross-validation"]
+            lines.append(f"cross-validated accuracy {folded['accuracy']:.3f} on {folded['n']} training images")
+        lines += format_trust(metrics, self.trust) + format_two_class(metrics, width)
+        lines += ["", format_confusion(metrics, width)]
+        if len({each["head"] for each in self.candidates if "head" in each}) > 1:
+            lines += ["", format_leaderboard(self.candidates, width)]
+        if self.curve:
+            lines += ["", format_curve(self.curve, width)]
+        return "\n".join(lines)

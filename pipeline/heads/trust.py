@@ -1,0 +1,267 @@
+"""How far a head's answers can be trusted: what is asked for (`Trust`) and what was learned (`Safeguards`)."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import UsageError
+from pipeline.heads.abstention import CONFIDENCE, accepted, learn_threshold
+from pipeline.heads.calibration import (
+    METHODS,
+    Calibration,
+    across_halves,
+    fit_calibration,
+    reliability,
+    temper,
+    temperature,
+)
+from pipeline.heads.novelty import FALSE_ALARMS, Novelty
+
+OK = "ok"
+ABSTAIN = "abstain"
+NOVEL = "novel"
+CALIBRATION_FILE = "calibration.npz"
+NOVELTY_FILE = "novelty.npz"
+
+HeldOut = tuple[NDArray[np.int64], NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What a training shall find out about the trust that its answers deserve.
+
+    Parameters
+    ----------
+    calibration : str
+        ``"temperature"``, ``"isotonic"``, ``"none"``, or ``"auto"``: a temperature, except for heads whose
+        probabilities come from one already (ridge, svm, ...). Learned from predictions out of fold.
+    abstain : float or None
+        Accuracy that accepted answers shall have; less sure ones get the status ``abstain``.
+    novelty : bool
+        Whether predictions get a score of how unlike anything in training an image is.
+
+    Examples
+    --------
+    >>> Trust(abstain=1.5).check()
+    Traceback (most recent call last):
+        ...
+    pipeline.errors.UsageError: abstain 1.5 is no accuracy that can be promised; give one above 0 and below 1
+    """
+
+    calibration: str = "auto"
+    abstain: float | None = None
+    novelty: bool = False
+
+    def check(self) -> None:
+        """Raise UsageError if a value cannot be used."""
+        if self.calibration not in METHODS:
+            raise UsageError(f"calibration {self.calibration!r} is unknown; expected one of {', '.join(METHODS)}")
+        if self.abstain is not None and not 0 < self.abstain < 1:
+            raise UsageError(
+                f"abstain {self.abstain:g} is no accuracy that can be promised; give one above 0 and below 1"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Safeguards:
+    """What a bundle knows beyond its head: calibration, threshold, novelty score; each may be absent.
+
+    Parameters
+    ----------
+    calibration : Calibration or None
+        For heads without logits; elsewhere the temperature is inside the head.
+    threshold : float or None
+        Answers with a lower probability abstain.
+    novelty : Novelty or None
+    facts : mapping
+        What was asked for and how it was learned, as plain data.
+
+    Examples
+    --------
+    >>> guards = Safeguards(threshold=0.8)
+    >>> guards.judge(np.zeros((2, 3)), np.array([[0.9, 0.1], [0.4, 0.6]]))
+    (['ok', 'abstain'], [None, None])
+    """
+
+    calibration: Calibration | None = None
+    threshold: float | None = None
+    novelty: Novelty | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def calibrate(self, probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return calibrated probabilities; columns are the head's own classes."""
+        return self.calibration.apply(probabilities) if self.calibration else probabilities
+
+    def judge(
+        self, vectors: NDArray[Any], probabilities: NDArray[np.float64]
+    ) -> tuple[list[str], list[float] | list[None]]:
+        """Say of each image whether its answer stands.
+
+        Parameters
+        ----------
+        vectors : array of shape (n, d), or (n, views, d), of which the first view is scored
+        probabilities : float array of shape (n, k)
+
+        Returns
+        -------
+        statuses : list of str
+            ``"ok"``, ``"abstain"``, or ``"novel"``, which goes before ``"abstain"``.
+        scores : list of float, or of None where the bundle has no novelty score
+        """
+        statuses = np.full(len(vectors), OK, dtype=object)
+        if self.threshold is not None:
+            statuses[probabilities.max(axis=1, initial=0.0) < self.threshold] = ABSTAIN
+        if self.novelty is None:
+            return statuses.tolist(), [None] * len(vectors)
+        scores = self.novelty.score(vectors if vectors.ndim == 2 else vectors[:, 0])
+        statuses[scores > 1] = NOVEL
+        return statuses.tolist(), scores.tolist()
+
+    def to_files(self) -> dict[str, bytes]:
+        """Return the content of the bundle's files that hold arrays, by name."""
+        parts = {CALIBRATION_FILE: self.calibration, NOVELTY_FILE: self.novelty}
+        return {name: part.to_bytes() for name, part in parts.items() if part is not None}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the rest as plain data, for bundle.json."""
+        return {"threshold": self.threshold, **self.facts}
+
+    @classmethod
+    def read(cls, description: Mapping[str, Any], files: Mapping[str, bytes], dim: int) -> "Safeguards":
+        """Put together what `to_dict` and `to_files` gave.
+
+        Raises
+        ------
+        IntegrityError
+            If the arrays are others.
+        """
+        facts = dict(description)
+        threshold = facts.pop("threshold", None)
+        return cls(
+            calibration=Calibration.from_bytes(files[CALIBRATION_FILE]) if CALIBRATION_FILE in files else None,
+            threshold=None if threshold is None else float(threshold),
+            novelty=Novelty.from_bytes(files[NOVELTY_FILE], dim) if NOVELTY_FILE in files else None,
+            facts=facts,
+        )
+
+
+def learn_safeguards(
+    trust: Trust, head: Any, held_out: Callable[[], HeldOut | None], seed: int = 0
+) -> tuple[Safeguards, list[str]]:
+    """Calibrate a fitted head and learn its threshold; the novelty score is left to `Novelty.fit`.
+
+    Parameters
+    ----------
+    trust : Trust
+    head : fitted pipeline of `make_head`
+        Its logits are divided by the temperature in place where it has some.
+    held_out : callable
+        Makes labels (n,) and probabilities (n, k) of images by heads that did not see them, in columns of
+        ``head.classes_``; None where there are too few. Called only when needed.
+    seed : int
+
+    Returns
+    -------
+    safeguards : Safeguards
+    notes : list of str
+
+    Raises
+    ------
+    TrainingError
+        If no threshold gives the accuracy that was asked for.
+    """
+    method = trust.calibration
+    if method == "auto":
+        method = "none" if hasattr(head[-1], "temperature_") else "temperature"
+    if method == "none" and trust.abstain is None:
+        return Safeguards(facts={"calibration": "none"}), []
+    held = held_out()
+    if held is None:
+        y, proba = np.empty(0, np.int64), np.empty((0, len(head.classes_)))
+    else:
+        y, proba = held
+    notes = []
+    facts: dict[str, Any] = {"calibration": method, "held_out": len(y)}
+    calibration = None
+    if method != "none" and not len(y):
+        notes.append("too few images of each class to make folds, so the probabilities are not calibrated")
+        facts["calibration"] = method = "none"
+    if method != "none":
+        before = reliability(y, proba)["error"]
+        after = reliability(y, across_halves(method, y, proba, seed))["error"]
+        facts["error_out_of_fold"] = {"before": before, "after": after}
+        degrees = temperature(y, proba) if method == "temperature" else 1.0
+        if method == "temperature" and temper(head, degrees):
+            proba = Calibration(1e-12, degrees).apply(proba)
+            facts["temperature"] = degrees
+        else:
+            calibration = fit_calibration(method, y, proba)
+            proba = calibration.apply(proba)
+            if method == "temperature":
+                facts |= {"temperature": calibration.temperature, "smoothing": calibration.smoothing}
+    threshold = None
+    if trust.abstain is not None:
+        right, sure = proba.argmax(axis=1) == y, proba.max(axis=1)
+        threshold = learn_threshold(right, sure, trust.abstain)
+        facts |= {
+            "abstain": {"asked": trust.abstain, "confidence": CONFIDENCE, **accepted(right, sure, threshold)},
+        }
+    return Safeguards(calibration, threshold, None, facts), notes
+
+
+def trust_facts(
+    safeguards: Safeguards, y: NDArray[np.int64], before: NDArray[np.float64], after: NDArray[np.float64]
+) -> dict[str, Any]:
+    """Measure on a split what calibration and threshold do.
+
+    Parameters
+    ----------
+    safeguards : Safeguards
+    y : int array of shape (n,)
+    before, after : float arrays of shape (n, k)
+        Probabilities without and with calibration.
+
+    Returns
+    -------
+    dict
+        Ready for JSON: ``calibration`` (``{"before", "after"}``, see `reliability`) and, with a threshold,
+        ``abstain`` (see `pipeline.heads.abstention.accepted`).
+    """
+    facts: dict[str, Any] = {"calibration": {"before": reliability(y, before), "after": reliability(y, after)}}
+    if safeguards.threshold is not None:
+        right, sure = after.argmax(axis=1) == y, after.max(axis=1)
+        facts["abstain"] = {"threshold": safeguards.threshold, **accepted(right, sure, safeguards.threshold)}
+    return facts
+
+
+def format_trust(metrics: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
+    """Say in lines of at most 80 columns what `trust_facts` found on a split.
+
+    Parameters
+    ----------
+    metrics : mapping
+        One split's metrics, with what `trust_facts` gave.
+    facts : mapping
+        Of the safeguards.
+    """
+    lines = []
+    if found := metrics.get("calibration"):
+        before, after = found["before"]["error"], found["after"]["error"]
+        was = f"{before:.3f} before; " if facts.get("calibration") != "none" else ""
+        lines.append(f"expected calibration error {after:.3f} ({was}{found['after']['chance']:.3f} is chance)")
+    if found := metrics.get("abstain"):
+        lines.append(
+            f"abstains below a probability of {found['threshold']:.3f}: answers {found['accepted']} of {found['n']}"
+        )
+        if found["accepted"]:
+            low, high = found["interval"]
+            asked = facts["abstain"]["asked"]
+            lines.append(
+                f"accuracy of these {found['accuracy']:.3f} (95 % interval {low:.3f} to {high:.3f}; asked {asked:g})"
+            )
+    if "novelty" in facts:
+        lines.append(f"flags images unlike training; {FALSE_ALARMS:.0%} of others are flagged by chance")
+    return lines
