@@ -1,5 +1,6 @@
 """The memory of a process and of the decoders that it has started."""
 
+import resource
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -7,7 +8,7 @@ from typing import Self
 
 
 class Memory:
-    """Watches a process and its children: the largest sum of their proportional shares.
+    """Watches a process and its children: the largest sum of their resident memory, shared pages counted twice.
 
     >>> import os
     >>> with Memory(os.getpid()) as memory:
@@ -34,7 +35,7 @@ class Memory:
     def _watch(self) -> None:
         stopped = False
         while not stopped:
-            self.peak_mb = max(self.peak_mb, sum(map(_share_mb, [self.pid, *_children(self.pid)])))
+            self.peak_mb = max(self.peak_mb, sum(map(_resident_mb, [self.pid, *_children(self.pid)])))
             stopped = self._stop.wait(self.interval)
 
 
@@ -46,9 +47,9 @@ def _children(pid: int) -> list[int]:
         return []
 
 
-def _share_mb(pid: int) -> float:
+def _resident_mb(pid: int) -> float:
     try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError):
         return 0.0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+    return pages * resource.getpagesize() / 2**20
