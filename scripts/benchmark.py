@@ -7,7 +7,6 @@ machine hits all of them; the table shows medians and the spread.
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -18,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from attacks.memory import Memory
 
+MEMORY_SECONDS = 0.1  # between looks at the memory of what is measured, its decoders included
 Result = dict[str, Any]
 
 
@@ -173,7 +174,6 @@ def benchmark(
         options = json.loads(measure)
         result = MEASURES[options["measure"]](paths, options)
         usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-        result["peak_mb"] = max(usage.ru_maxrss for usage in usages) / 1024
         result["cpu_seconds"] = sum(usage.ru_utime + usage.ru_stime for usage in usages)
         print("RESULT" + json.dumps(result))
         return
@@ -194,12 +194,16 @@ def child(options: Result) -> Result:
     """Take one measurement in a fresh process."""
     command = [sys.executable, __file__, "--images", options["folder"], "--measure", json.dumps(options)]
     started = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    seconds = time.perf_counter() - started
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process,
+        Memory(process.pid, MEMORY_SECONDS) as memory,
+    ):
+        stdout, stderr = process.communicate()
+        seconds = time.perf_counter() - started
+    lines = [line for line in stdout.splitlines() if line.startswith("RESULT")]
     if not lines:
-        raise click.ClickException(f"{options['measure']} failed:\n{done.stderr[-2000:]}")
-    return {"seconds": seconds, **json.loads(lines[0].removeprefix("RESULT"))}
+        raise click.ClickException(f"{options['measure']} failed:\n{stderr[-2000:]}")
+    return {"seconds": seconds, "peak_mb": memory.peak_mb, **json.loads(lines[0].removeprefix("RESULT"))}
 
 
 def run_rates(common: Result, repeat: int) -> list[Result]:
@@ -292,17 +296,23 @@ def run_memory(common: Result, paths: list[str], copies: int) -> Result:
 
 
 def timed(command: list[str]) -> Result:
-    """Run a whole command; its wall time and peak memory."""
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
+    """Run a whole command; its wall time, peak memory and processor time."""
+    started, before = time.perf_counter(), children_seconds()
+    with (
+        subprocess.Popen(command, stdout=subprocess.DEVNULL) as process,
+        Memory(process.pid, MEMORY_SECONDS) as memory,
+    ):
+        status = process.wait()
+        seconds = time.perf_counter() - started
     if status:
         raise click.ClickException(f"{' '.join(command)} failed")
-    return {
-        "seconds": time.perf_counter() - started,
-        "peak_mb": usage.ru_maxrss / 1024,
-        "cpu_seconds": usage.ru_utime + usage.ru_stime,
-    }
+    return {"seconds": seconds, "peak_mb": memory.peak_mb, "cpu_seconds": children_seconds() - before}
+
+
+def children_seconds() -> float:
+    """Return the processor time of all processes that this one has waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def ratios(rows: list[Result]) -> Result:

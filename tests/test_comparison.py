@@ -60,7 +60,7 @@ def test_the_numbers_are_those_of_the_head(files):
     found = {each.name: each for each in compare(files[:1], head="lda", join="none")}["good: last"]
     data = load_training_data(files[0])
     train, validation = data.rows("train"), data.rows("validation")
-    X = data.X[:, 1:6]
+    X = data.X[:, 0, 1:6]
     head = make_head("lda").fit(X[train], data.y[train])
     assert found.accuracy == (head.predict(X[validation]) == data.y[validation]).mean()
     size = np.sqrt((X[train].astype(float) ** 2).mean(axis=0))

@@ -157,6 +157,24 @@ def test_a_flipped_bit_is_an_error_or_changes_nothing(tmp_path, sound):
     assert noticed > 200
 
 
+@pytest.mark.parametrize("shift", [0, 1])
+def test_zeros_that_became_ones_are_noticed(tmp_path, shift):
+    """As an erased flash block has them; Fletcher-32 alone takes 0xFFFF for 0x0000."""
+    path, vectors = tmp_path / "z.h5", np.zeros((40, 64), np.float32)
+    vectors[::3] = 7
+    write_store(path, make_index([str(i) for i in range(40)], 64), [vectors])
+    with h5py.File(path) as file:
+        chunk = file["features"].id.get_chunk_info(0)
+        assert chunk.filter_mask == 0, "a filter was left out"
+    raw = bytearray(path.read_bytes())
+    start = chunk.byte_offset + 600 + shift
+    assert not any(raw[start : start + 8])
+    raw[start : start + 8] = b"\xff" * 8
+    path.write_bytes(raw)
+    with FeatureStore(path) as store, pytest.raises(IntegrityError, match=r"z\.h5 is damaged"):
+        _ = store.features
+
+
 @pytest.mark.parametrize("keep", [0, 1, 7, 100, 5000, -1])
 def test_a_truncated_file_is_an_error(tmp_path, sound, keep):
     path, _, _ = sound

@@ -10,7 +10,9 @@ from test_store import make_index
 
 from pipeline.errors import TrainingError, UsageError
 from pipeline.features.store import FeatureStore, write_store
-from pipeline.heads.training import load_training_data, train_head
+from pipeline.heads.joining import load_training_data
+from pipeline.heads.training import train_head
+from pipeline.heads.trust import Trust
 from pipeline.heads.trust import Trust
 
 
@@ -268,8 +270,9 @@ def test_views_are_samples_in_training_and_averaged_only_when_asked(tmp_path):
     store = with_views(tmp_path / "f.h5")
     data = load_training_data(store)
     assert data.X.shape == (90, 2, 12)
-    plain, report = train_head(store, params={"C": 0.1})
-    averaged, _ = train_head(store, params={"C": 0.1}, average_views=True)
+    trust = Trust(calibration="none")
+    plain, report = train_head(store, params={"C": 0.1}, trust=trust)
+    averaged, _ = train_head(store, params={"C": 0.1}, trust=trust, average_views=True)
     np.testing.assert_array_equal(plain.head[-1].coef_, averaged.head[-1].coef_)
     train, test = data.rows("train"), data.rows("test")
     np.testing.assert_allclose(

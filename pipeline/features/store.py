@@ -2,7 +2,7 @@
 
 The only user of h5py. HDF5 is not crash-safe, so no file is ever changed in place: rows are
 committed in small immutable parts (each a feature file of its own), and a finished file replaces
-the old one in a single rename. Every dataset carries Fletcher-32 checksums, every string has a
+the old one in a single rename. Every dataset carries the checksums of Fletcher-32 and zlib, every string has a
 fixed length (variable-length ones live in a heap without checksums), and ``libver="latest"`` gives
 the metadata checksums too, so that a flipped bit is an error instead of a wrong value.
 """
@@ -495,7 +495,8 @@ def _new_file(raw: BinaryIO | _Shield) -> h5py.File:
 
 def _fill(file: h5py.File, index: Index, vectors: Iterable[NDArray[np.float32]], dtype: str) -> None:
     count = len(index.paths)
-    features = _create(file, "features", (count, *index.row_shape), np.dtype(dtype))
+    # Not compressed, but wrapped by zlib for its checksum: to Fletcher-32, 0x0000 and 0xFFFF are the same.
+    features = _create(file, "features", (count, *index.row_shape), np.dtype(dtype), level=0)
     start = 0
     for block in vectors:
         stored = _cast(block, dtype).reshape(len(block), *index.row_shape)
@@ -507,11 +508,11 @@ def _fill(file: h5py.File, index: Index, vectors: Iterable[NDArray[np.float32]],
         _write_strings(file, name, getattr(index, name))
     for name in ("labels", "digests", "sizes_mtimes"):
         array = getattr(index, name)
-        _create(file, name, array.shape, array.dtype, compression="gzip")[...] = array
+        _create(file, name, array.shape, array.dtype)[...] = array
     _write_strings(file, "skipped/paths", [row.path for row in index.skipped])
     _write_strings(file, "skipped/reasons", [row.reason for row in index.skipped])
     tried = np.array([[row.size, row.mtime_ns] for row in index.skipped], np.int64).reshape(-1, 2)
-    _create(file, "skipped/sizes_mtimes", tried.shape, tried.dtype, compression="gzip")[...] = tried
+    _create(file, "skipped/sizes_mtimes", tried.shape, tried.dtype)[...] = tried
     attributes = {
         "format": FORMAT,
         "recipe": index.recipe.to_json(),
@@ -536,9 +537,7 @@ def _cast(block: NDArray[np.float32], dtype: str) -> NDArray[Any]:
     return block.astype(dtype, copy=False)
 
 
-def _create(
-    file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any, compression: str | None = None
-) -> h5py.Dataset:
+def _create(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any, level: int = 1) -> h5py.Dataset:
     row_bytes = max(1, np.dtype(dtype).itemsize * int(np.prod(shape[1:])))
     chunk = (max(1, min(shape[0], _CHUNK_BYTES // row_bytes)), *shape[1:])
     return file.create_dataset(
@@ -548,8 +547,8 @@ def _create(
         maxshape=(None, *shape[1:]),
         chunks=chunk,
         fletcher32=True,
-        compression=compression,
-        compression_opts=1 if compression else None,
+        compression="gzip",
+        compression_opts=level,
     )
 
 
@@ -557,7 +556,7 @@ def _write_strings(file: h5py.File, name: str, texts: Sequence[str]) -> None:
     encoded = [_encode(text) for text in texts]
     length = max(map(len, encoded), default=1) or 1
     dtype = h5py.string_dtype("utf-8", length)
-    dataset = _create(file, name, (len(encoded),), dtype, compression="gzip")
+    dataset = _create(file, name, (len(encoded),), dtype)
     if encoded:
         dataset[...] = np.array(encoded, dtype)
 

@@ -5,7 +5,6 @@ import json
 import os
 import random
 import struct
-import threading
 import time
 import zlib
 from collections import Counter
@@ -17,11 +16,11 @@ import numpy as np
 from PIL import Image
 
 from attacks.damage import mutated
+from attacks.memory import Memory
 from attacks.victim import SIZE, Victim, colour, extract_words, paint_folder, run
 
 Counts = dict[str, float]
 Make = Callable[[Path], object]
-MEMORY_MB = 1000.0
 
 
 def bad_images(work: Path, scale: float, seed: int) -> Counts:
@@ -36,7 +35,7 @@ def bad_images(work: Path, scale: float, seed: int) -> Counts:
     for kind, make in ODD.items():
         make(photos / "b" / f"odd {kind}.jpg")
     victim = Victim(extract_words(photos, out, "--max-bad", "1", "--json"), out.parent)
-    with _Memory(victim.process.pid or 0) as memory:
+    with Memory(victim.process.pid or 0) as memory:
         ending = victim.ending()
     counts = Counter[str](hangs=ending.code is None, failed=ending.code != 0)
     counts.update({"good": len(good), "bad kinds": len(BAD), "odd kinds": len(ODD)})
@@ -116,43 +115,6 @@ def decoder_fuzz(work: Path, scale: float, seed: int) -> Counts:
             except Exception:  # noqa: BLE001 - this is what is looked for
                 counts["other errors"] += 1
     return dict(counts)
-
-
-class _Memory:
-    """Watches the memory of a process and its children: the largest sum of their proportional shares."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid, self.peak_mb = pid, 0.0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-
-    def __enter__(self) -> "_Memory":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.02):
-            self.peak_mb = max(self.peak_mb, sum(map(_share_mb, [self.pid, *_children(self.pid)])))
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        tasks = list(Path(f"/proc/{pid}/task").iterdir())
-        return [int(word) for task in tasks for word in (task / "children").read_text().split()]
-    except OSError:
-        return []
-
-
-def _share_mb(pid: int) -> float:
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0.0
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
 def _picture(width: int = 60, height: int = 40, mode: str = "RGB") -> Image.Image:
