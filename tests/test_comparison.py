@@ -15,7 +15,7 @@ from pipeline.features.store import FeatureStore, write_store
 from pipeline.heads.classifiers import make_head
 from pipeline.heads.comparison import Contender, compare, format_contenders, plot_contenders
 from pipeline.heads.evaluation import display_width
-from pipeline.heads.training import load_training_data
+from pipeline.heads.joining import load_training_data
 from pipeline.heads.transferability import logme
 
 

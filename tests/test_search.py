@@ -91,14 +91,16 @@ def test_the_race_finds_a_good_head_and_says_how(quick):
     board = found.candidates
     json.dumps(board, allow_nan=False)
     whole = [each for each in board if each["folds"] == 5]
-    assert whole[0]["head"] == found.head
+    (chosen,) = (each for each in board if each["chosen"])
+    assert (chosen["head"], chosen["params"]) == (found.head, found.params)
+    assert chosen["log_loss"] == min(each["log_loss"] for each in whole)
     assert whole[0]["accuracy"] == max(each["accuracy"] for each in whole)
     assert whole[0]["accuracy"] > 0.75
     assert {each["head"] for each in board} == set(QUICK)
     assert all(each["fit_seconds"] > 0 and each["predict_seconds_per_1000"] > 0 for each in board)
     assert seen[-1][0] == seen[-1][1]
     # the winner's out-of-fold probabilities are those of fits that did not see the image
-    assert (found.folded.argmax(axis=1) == data.y[:150]).mean() == pytest.approx(whole[0]["accuracy"])
+    assert (found.folded.argmax(axis=1) == data.y[:150]).mean() == pytest.approx(chosen["accuracy"])
 
 
 @pytest.mark.parametrize("name", ["ridge", "svm"])
@@ -112,6 +114,17 @@ def test_the_winner_keeps_the_temperature_of_the_folds(quick, monkeypatch, name)
     np.testing.assert_allclose(
         found.fitted[-1].decision_function(data.X[:9, 0]), alone[-1].decision_function(data.X[:9, 0]), atol=1e-6
     )
+
+
+def test_log_loss_chooses_only_among_accuracies_that_chance_could_swap():
+    truth = np.zeros(400, int)
+    sure_but_worse = np.tile([0.9, 0.1], (400, 1))
+    sure_but_worse[:60] = [0.45, 0.55]
+    unsure = np.tile([0.51, 0.49], (400, 1))
+    assert search._surest([unsure, sure_but_worse], truth) == [0]
+    close = sure_but_worse.copy()
+    close[2:60] = [0.9, 0.1]
+    assert search._surest([unsure, close], truth) == [1, 0]
 
 
 def test_clearly_worse_candidates_drop_out(quick, monkeypatch):
@@ -128,8 +141,9 @@ def test_the_validation_images_choose_where_test_images_are_left(quick):
     assert found.chosen_on == "validation"
     finalists = [each for each in found.candidates if "validation_accuracy" in each]
     assert 2 <= len(finalists) <= 3
-    best = max(finalists, key=lambda each: (each["validation_accuracy"], -each["validation_log_loss"]))
+    best = min(finalists, key=lambda each: each["validation_log_loss"])
     assert found.head == best["head"]
+    assert best["validation_accuracy"] > max(each["validation_accuracy"] for each in finalists) - 0.1
     assert found.notes[-1].startswith(f"the validation images chose {found.head} among the finalists")
 
 

@@ -43,8 +43,8 @@ def test_fit_on_train_choose_on_validation_report_on_test(tmp_path):
     assert report.accuracy > 0.9
     assert {name for each in report.candidates for name in each["params"]} == {"C"}
     assert report.params in [each["params"] for each in report.candidates]
-    best = max(each["accuracy"] for each in report.candidates)
-    assert next(each["accuracy"] for each in report.candidates if each["params"] == report.params) == best
+    best = min(each["log_loss"] for each in report.candidates)
+    assert next(each["log_loss"] for each in report.candidates if each["params"] == report.params) == best
     assert report.params["C"] == bundle.head[-1].C
     # fitted on the training rows alone
     train = load_training_data(store).rows("train")

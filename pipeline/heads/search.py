@@ -128,6 +128,8 @@ def score(truth: NDArray[np.int64], proba: NDArray[np.float64]) -> dict[str, flo
 def choose(fitter: Fitter, head: str, params: Mapping[str, Any], cv: int | None, progress: Progress = None) -> Choice:
     """Try the values of a head's main parameter, unless it is given, and take the best.
 
+    That is the one with the smallest log loss among those whose accuracy is not clearly worse than the best.
+
     Parameters
     ----------
     fitter : Fitter
@@ -147,18 +149,20 @@ def choose(fitter: Fitter, head: str, params: Mapping[str, Any], cv: int | None,
     if not grid or not len(validation):
         return Choice(head, dict(params))
     truth = fitter.data.y[validation]
-    tried: list[tuple[dict[str, Any], Any, dict[str, float]]] = []
-    fits = fitter.fit(head, grid, train, watched=validation)
-    for number, (candidate, fitted) in enumerate(zip(grid, fits, strict=False)):
-        tried.append((candidate, fitted, score(truth, fitter.probabilities(fitted, validation))))
-        over = head == "logreg" and _past_the_best([each[2] for each in tried])
+    tried: list[dict[str, float]] = []
+    answers, heads = [], []
+    for number, fitted in enumerate(fitter.fit(head, grid, train, watched=validation), start=1):
+        heads.append(fitted)
+        answers.append(fitter.probabilities(fitted, validation))
+        tried.append(score(truth, answers[-1]))
+        over = head == "logreg" and _past_the_best(tried)
         if progress:
-            progress(number + 1, number + 1 if over else len(grid))
+            progress(number, number if over else len(grid))
         if over:
             break
-    best, fitted, _ = max(tried, key=lambda each: _rank(each[2]))
-    rows = [{"head": head, "params": params, **result} for params, _, result in tried]
-    return Choice(head, best, rows, "validation", fitted)
+    best = _surest(answers, truth)[0]
+    rows = [{"head": head, "params": params, **result} for params, result in zip(grid, tried, strict=False)]
+    return Choice(head, grid[best], rows, "validation", heads[best])
 
 
 def _rank(result: Mapping[str, float]) -> tuple[float, float]:
@@ -166,10 +170,12 @@ def _rank(result: Mapping[str, float]) -> tuple[float, float]:
 
 
 def _past_the_best(results: Sequence[Mapping[str, float]]) -> bool:
-    """Say whether the last two of ever weaker regularisations were no better in anything: the rest is slow, too."""
-    best = max(results, key=_rank)
-    return len(results) > 2 and all(
-        each is not best and each["log_loss"] > min(r["log_loss"] for r in results[:-2]) for each in results[-2:]
+    """Say whether the last two of ever weaker regularisations were worse: the rest is slow, too."""
+    last, before = results[-2:], results[:-2]
+    return bool(before) and all(
+        each["log_loss"] > min(result["log_loss"] for result in before)
+        and each["accuracy"] <= max(result["accuracy"] for result in before)
+        for each in last
     )
 
 
@@ -182,8 +188,8 @@ def _choose_by_folds(
     for done, _ in enumerate(_in_threads(jobs, _judge, calls), start=1):
         if progress:
             progress(done, len(folds))
-    y = fitter.data.y
-    best = max(entrants, key=lambda each: _rank(each.score(y)))
+    y, train = fitter.data.y, fitter.data.rows("train")
+    best = entrants[_surest([each.proba[train] for each in entrants], y[train])[0]]
     chosen_on = "cross-validation" if len(grid) > 1 else ""
     rows = np.flatnonzero(best.judged)
     board = [each.row(y) for each in entrants]
@@ -196,7 +202,8 @@ def race(fitter: Fitter, cv: int | None = None, budget: float = DEFAULT_BUDGET, 
     All start in the first fold. Who is clearly worse there than the best (by more than two standard errors of
     the paired difference, image by image, as in McNemar's test) drops out; the others go on, the best first,
     through the other folds (Maron and Moore, "Hoeffding Races", NIPS 1993, with a paired test). Where there are
-    both a validation and a test split, the validation split then chooses among the finalists, else the folds do.
+    both a validation and a test split, the validation split then chooses among the finalists, else the folds do: the
+    smallest log loss among those whose accuracy is not clearly worse than the best.
 
     Parameters
     ----------
@@ -252,31 +259,24 @@ def _decide(fitter: Fitter, board: list[Candidate], notes: list[str]) -> Choice:
     """Take the winner of the folds, or let the validation images choose where test images are left for the score."""
     data = fitter.data
     y, validation = data.y, data.rows("validation")
-    best = board[0]
-    chosen_on = "cross-validation"
     finalists = _finalists(board, y)
+    best, chosen_on = finalists[0], "cross-validation"
     if len(validation) and len(data.rows("test")) and len(finalists) > 1:
         chosen_on = "validation"
+        answers = []
         for each in finalists:
             each.fitted = _refit(fitter, each)
-            each.validation = score(y[validation], fitter.probabilities(each.fitted, validation))
-        best = max(finalists, key=lambda each: _rank(each.validation))
+            answers.append(fitter.probabilities(each.fitted, validation))
+            each.validation = score(y[validation], answers[-1])
+        best = finalists[_surest(answers, y[validation])[0]]
         named = ", ".join(each.head for each in finalists)
         notes.append(f"the validation images chose {best.head} among the finalists {named}")
     else:
         best.fitted = _refit(fitter, best)
         notes.append(f"the folds chose {best.head}")
-    rows = np.flatnonzero(best.judged)
-    return Choice(
-        best.head,
-        best.params,
-        [each.row(y) for each in board],
-        chosen_on,
-        best.fitted,
-        best.proba[rows],
-        rows,
-        tuple(notes),
-    )
+    judged = np.flatnonzero(best.judged)
+    rows = [{**each.row(y), "chosen": each is best} for each in board]
+    return Choice(best.head, best.params, rows, chosen_on, best.fitted, best.proba[judged], judged, tuple(notes))
 
 
 def _refit(fitter: Fitter, each: Candidate) -> Any:
@@ -381,29 +381,37 @@ def _tempered(proba: NDArray[np.float64], truth: NDArray[np.int64]) -> tuple[NDA
 
 
 def _survivors(started: Sequence[Candidate], y: NDArray[np.int64]) -> dict[str, list[Candidate]]:
-    """Return who is not clearly worse than the best, by head, the best head first."""
-    ranked = sorted(started, key=lambda each: _rank(each.score(y)), reverse=True)
-    alive: dict[str, list[Candidate]] = {each.head: [] for each in ranked if not _clearly_worse(each, ranked[0], y)}
-    for each in started:  # in the order of their path
-        if each.head in alive and not _clearly_worse(each, ranked[0], y):
-            alive[each.head].append(each)
-    return alive
+    """Return who is not clearly worse than the best, by head, the best head first, each in the order of its path."""
+    rows = np.logical_and.reduce([each.judged for each in started])
+    alive = set(_surest([each.proba[rows] for each in started], y[rows]))
+    ranked = sorted(alive, key=lambda number: _rank(started[number].score(y)), reverse=True)
+    heads = dict.fromkeys(started[number].head for number in ranked)
+    return {head: [started[n] for n in sorted(alive) if started[n].head == head] for head in heads}
 
 
 def _finalists(board: Sequence[Candidate], y: NDArray[np.int64]) -> list[Candidate]:
-    """Return the best candidate of each of the few best heads that went as far as the winner and are about as good."""
+    """Return the candidate of each of the few best heads that went as far as any and has the smallest log loss."""
+    whole = [each for each in board if len(each.accuracies) == len(board[0].accuracies)]
+    rows = np.logical_and.reduce([each.judged for each in whole])
     best: dict[str, Candidate] = {}
-    for each in board:
-        if len(each.accuracies) == len(board[0].accuracies) and not _clearly_worse(each, board[0], y):
-            best.setdefault(each.head, each)
+    for number in _surest([each.proba[rows] for each in whole], y[rows]):
+        best.setdefault(whole[number].head, whole[number])
     return list(best.values())[:_FINALISTS]
 
 
-def _clearly_worse(one: Candidate, best: Candidate, y: NDArray[np.int64]) -> bool:
-    rows = one.judged & best.judged
-    right, best_right = (each.proba[rows].argmax(axis=1) == y[rows] for each in (one, best))
-    lost, won = int((best_right & ~right).sum()), int((right & ~best_right).sum())
-    return lost - won > _CLEARLY * np.sqrt(lost + won)
+def _surest(answers: Sequence[NDArray[np.float64]], truth: NDArray[np.int64]) -> list[int]:
+    """Return which answers (n, K) are not clearly less accurate than the best, the smallest log loss first.
+
+    Accuracies that chance could swap are no ground to choose by; the log loss tells more from as many images.
+    """
+    right = [proba.argmax(axis=1) == truth for proba in answers]
+    top = max(right, key=np.sum)
+    close = []
+    for number, each in enumerate(right):
+        lost, won = int((top & ~each).sum()), int((each & ~top).sum())
+        if lost - won <= _CLEARLY * np.sqrt(lost + won):
+            close.append(number)
+    return sorted(close, key=lambda number: score(truth, answers[number])["log_loss"])
 
 
 def _grid(name: str) -> list[dict[str, Any]]:
@@ -459,7 +467,8 @@ def format_leaderboard(candidates: Sequence[Mapping[str, Any]], width: int = 80)
             f"{row['fit_seconds']:.2f}",
             f"{row['predict_seconds_per_1000']:.3f}",
         )
-        name = shorten(f"{row['head']} {params}".strip(), room)
+        mark = " *" if row.get("chosen") else ""
+        name = shorten(f"{row['head']} {params}".strip(), room - len(mark)) + mark
         lines.append(
             name.ljust(room) + "".join(text.rjust(size) for text, (_, size) in zip(numbers, cells, strict=True))
         )
