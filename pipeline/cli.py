@@ -341,7 +341,7 @@ def compare(
 @click.argument("file", default="artifacts/runs.jsonl", metavar="[RUNS]")
 @click.option("--sort", "by", default="time", help="time, seconds, accuracy, balanced_accuracy, log_loss, ...")
 @click.option("--diff", nargs=2, type=int, metavar="A B", help="Show what differs between two runs.")
-@click.option("--to-mlflow", metavar="URI", help="Log the runs to an MLflow server or folder.")
+@click.option("--to-mlflow", metavar="URI", help="Log the runs to an MLflow tracking server.")
 @click.option("--to-tensorboard", metavar="DIR", help="Write the runs as TensorBoard event files.")
 def runs(
     file: str,

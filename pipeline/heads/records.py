@@ -210,7 +210,7 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def to_mlflow(records: Sequence[Mapping[str, Any]], uri: str) -> int:
-    """Log runs to an MLflow tracking server or folder, in the experiment ``twostage``; return how many were new.
+    """Log runs to an MLflow tracking server, in the experiment ``twostage``; return how many were new.
 
     Raises
     ------
@@ -224,7 +224,7 @@ def to_mlflow(records: Sequence[Mapping[str, Any]], uri: str) -> int:
 
     try:
         return _log_runs(records, uri)
-    except MlflowException as error:
+    except (MlflowException, ImportError) as error:  # a database takes more than the light client
         raise PipelineError(
             f"MLflow cannot use {uri}: {str(error).splitlines()[0]}; give another --to-mlflow"
         ) from error
