@@ -370,9 +370,8 @@ def runs(
     if diff:
         numbered = {record["number"]: record for record in found}
         if missing := [number for number in diff if number not in numbered]:
-            raise UsageError(
-                f"{file} has no run {missing[0]}; its runs are numbered {min(numbered)} to {max(numbered)}"
-            )
+            have = f"it has {count_of(len(found), 'run')}, see the first column"
+            raise UsageError(f"{file} has no run {missing[0]}; {have}")
         changed = records.differences(*(numbered[number] for number in diff))
         if as_json:
             _print_json({"diff": {name: list(pair) for name, pair in changed.items()}})

@@ -172,8 +172,9 @@ def format_records(records: Sequence[Mapping[str, Any]], by: str = "accuracy", w
         1  2026-01-02 03:04     0.900  test              1.5  b.bundle: logreg C=0.1
     """
     title = by if by in SCORES else "accuracy"
-    column = max(8, len(title))
-    header = "  run  time (UTC)      " + title.rjust(column + 2) + "  on                  s  bundle and head"
+    heading = shorten(title, 17)
+    column = max(8, len(heading))
+    header = "  run  time (UTC)      " + heading.rjust(column + 2) + "  on                  s  bundle and head"
     lines = [shorten(header, width)]
     for record in records:
         value = record["scores"].get(title)
