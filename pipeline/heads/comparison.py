@@ -218,22 +218,18 @@ def plot_contenders(contenders: Sequence[Contender], out: str | os.PathLike[str]
         raise UsageError(
             "no feature file knows its milliseconds per image, so there is nothing to draw; extract the images anew"
         )
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(8, 4 + 0.2 * len(known)), layout="constrained")
     axes = figure.subplots()
-    for each, cost in known:
+    for number, (each, cost) in enumerate(known, start=1):
         low, high = each.interval
         errors = [[each.accuracy - low], [high - each.accuracy]]
-        axes.errorbar([cost], [each.accuracy], yerr=errors, fmt="o", capsize=3)
-        axes.annotate(
-            printable(each.name),
-            (cost, each.accuracy),
-            xytext=(5, 4),
-            textcoords="offset points",
-            fontsize=8,
-        )
+        name = f"{number} {shorten(printable(each.name), 90)}"
+        axes.errorbar([cost], [each.accuracy], yerr=errors, fmt="o", capsize=3, label=name)
+        axes.annotate(str(number), (cost, each.accuracy), xytext=(5, 4), textcoords="offset points")
     axes.set_xlabel("milliseconds per image")
     axes.set_ylabel("accuracy on validation")
     axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower left", fontsize=8)
     if missing := [printable(each.name) for each in contenders if each.milliseconds is None]:
         axes.set_title("cost not known: " + ", ".join(missing), fontsize=8)
     try:

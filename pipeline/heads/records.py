@@ -172,8 +172,9 @@ def format_records(records: Sequence[Mapping[str, Any]], by: str = "accuracy", w
         1  2026-01-02 03:04     0.900  test              1.5  b.bundle: logreg C=0.1
     """
     title = by if by in SCORES else "accuracy"
-    column = max(8, len(title))
-    header = "  run  time (UTC)      " + title.rjust(column + 2) + "  on                  s  bundle and head"
+    heading = shorten(title, 17)
+    column = max(8, len(heading))
+    header = "  run  time (UTC)      " + heading.rjust(column + 2) + "  on                  s  bundle and head"
     lines = [shorten(header, width)]
     for record in records:
         value = record["scores"].get(title)
@@ -210,7 +211,7 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def to_mlflow(records: Sequence[Mapping[str, Any]], uri: str) -> int:
-    """Log runs to an MLflow tracking server or folder, in the experiment ``twostage``; return how many were new.
+    """Log runs to an MLflow tracking server, in the experiment ``twostage``; return how many were new.
 
     Raises
     ------
@@ -224,7 +225,7 @@ def to_mlflow(records: Sequence[Mapping[str, Any]], uri: str) -> int:
 
     try:
         return _log_runs(records, uri)
-    except MlflowException as error:
+    except (MlflowException, ImportError) as error:  # a database takes more than the light client
         raise PipelineError(
             f"MLflow cannot use {uri}: {str(error).splitlines()[0]}; give another --to-mlflow"
         ) from error

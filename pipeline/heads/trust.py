@@ -179,29 +179,22 @@ def learn_safeguards(
     if method == "none" and trust.abstain is None:
         return Safeguards(facts={"calibration": "none"}), []
     held = held_out()
-    if held is None:
-        y, proba = np.empty(0, np.int64), np.empty((0, len(head.classes_)))
-    else:
-        y, proba = held
     notes = []
+    if held is None:
+        held = np.empty(0, np.int64), np.empty((0, len(head.classes_)))
+        notes = ["too few images of each class to make folds, so the probabilities are not calibrated"]
+        method = "none"
+    y, proba = held
     facts: dict[str, Any] = {"calibration": method, "held_out": len(y)}
     calibration = None
-    if method != "none" and not len(y):
-        notes.append("too few images of each class to make folds, so the probabilities are not calibrated")
-        facts["calibration"] = method = "none"
     if method != "none":
-        before = reliability(y, proba)["error"]
-        after = reliability(y, across_halves(method, y, proba, seed))["error"]
-        facts["error_out_of_fold"] = {"before": before, "after": after}
-        degrees = temperature(y, proba) if method == "temperature" else 1.0
-        if method == "temperature" and temper(head, degrees):
-            proba = Calibration(1e-12, degrees).apply(proba)
-            facts["temperature"] = degrees
-        else:
-            calibration = fit_calibration(method, y, proba)
-            proba = calibration.apply(proba)
-            if method == "temperature":
-                facts |= {"temperature": calibration.temperature, "smoothing": calibration.smoothing}
+        errors = [reliability(y, each)["error"] for each in (proba, across_halves(method, y, proba, seed))]
+        facts["error_out_of_fold"] = dict(zip(("before", "after"), errors, strict=True))
+        calibration = _calibrated(method, head, y, proba)
+        proba = calibration.apply(proba)
+        if method == "temperature":
+            facts |= {"temperature": calibration.temperature, "smoothing": calibration.smoothing}
+            calibration = calibration if calibration.smoothing else None  # else it is inside the head
     threshold = None
     if trust.abstain is not None:
         right, sure = proba.argmax(axis=1) == y, proba.max(axis=1)
@@ -210,6 +203,15 @@ def learn_safeguards(
             "abstain": {"asked": trust.abstain, "confidence": CONFIDENCE, **accepted(right, sure, threshold)},
         }
     return Safeguards(calibration, threshold, None, facts), notes
+
+
+def _calibrated(method: str, head: Any, y: NDArray[np.int64], proba: NDArray[np.float64]) -> Calibration:
+    """Fit a calibration; without smoothing it was put into the head."""
+    if method == "temperature":
+        degrees = temperature(y, proba)
+        if temper(head, degrees):
+            return Calibration(0.0, degrees)
+    return fit_calibration(method, y, proba)
 
 
 def trust_facts(
