@@ -13,7 +13,6 @@ from pipeline.features.store import FeatureStore, write_store
 from pipeline.heads.joining import load_training_data
 from pipeline.heads.training import train_head
 from pipeline.heads.trust import Trust
-from pipeline.heads.trust import Trust
 
 
 def make_store(path, n=90, dim=4, noise=0.5, seed=0, **changes):
