@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError, TrainingError, UsageError, count_of
+from pipeline.features.neighbours import equal, join_groups, near_duplicates
 from pipeline.features.store import FeatureStore
 from pipeline.heads.bundle import Bundle
 from pipeline.heads.classifiers import HEADS, make_head
 from pipeline.heads.evaluation import evaluate, format_confusion, format_table
+from pipeline.images.findings import Finding, excluded_paths, read_findings
 from pipeline.images.splits import draw_splits
 
 SPLITS = ("train", "validation", "test")
@@ -125,6 +127,7 @@ def train_head(
     params: Mapping[str, Any] | None = None,
     cv: int | None = None,
     seed: int = 0,
+    exclude: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Bundle, Report]:
     """Fit on the training split, choose on validation, report on test.
@@ -145,6 +148,9 @@ def train_head(
         Folds for choosing and for a cross-validated score.
     seed : int
         Of the splits drawn, the folds, and the head.
+    exclude : path or None
+        Findings of the audit: images whose action is ``exclude`` are left out, those of one group share
+        their split when splits are drawn.
     progress : callable (done, total) or None
         Called after each fit.
 
@@ -166,7 +172,8 @@ def train_head(
     """
     params = dict(params or {})
     make_head(head, params, seed)  # a wrong name or parameter is an error before files are read
-    data = load_training_data(features, seed)
+    findings = read_findings(exclude) if exclude else []
+    data = load_training_data(features, seed, findings)
     started = time.monotonic()
     train, validation = data.rows("train"), data.rows("validation")
     notes = list(data.notes)
@@ -202,6 +209,9 @@ def train_head(
         "fingerprints": [recipe.fingerprint for recipe in recipes],
         "recipes": [str(recipe) for recipe in recipes],
         "images": len(data.y),
+        "features": [str(store.path.absolute()) for store in data.stores],
+        "cv": cv,
+        "findings": [finding._asdict() for finding in findings],
         "versions": _versions(),
     }
     report = Report(
@@ -230,8 +240,13 @@ def train_head(
     return bundle, report
 
 
-def load_training_data(features: Features | Sequence[Features], seed: int = 0) -> TrainingData:
+def load_training_data(
+    features: Features | Sequence[Features], seed: int = 0, findings: Sequence[Finding] = ()
+) -> TrainingData:
     """Read and join feature files; drop rows without label; draw splits where there are none.
+
+    Images that `findings` exclude are dropped too. Where splits are drawn, duplicates and near duplicates
+    share one: those of the same bytes, of close vectors, and those of one group in the findings.
 
     Raises
     ------
@@ -257,6 +272,7 @@ def load_training_data(features: Features | Sequence[Features], seed: int = 0) -
         )
     if missing := len(labels) - len(labelled):
         notes.append(f"{missing} images without a label were left out")
+    labelled = _not_excluded(first, rows[0], labelled, excluded_paths(findings), notes)
     rows = [each[labelled] for each in rows]
     blocks = [store.take(each) for store, each in zip(stores, rows, strict=True)]
     for store, block in zip(stores, blocks, strict=True):
@@ -265,6 +281,8 @@ def load_training_data(features: Features | Sequence[Features], seed: int = 0) -
     picked = rows[0].tolist()
     groups = [first.index.groups[row] for row in picked]
     y = labels[labelled]
+    if not any(first.splits[row] for row in picked):
+        groups = _with_duplicates(first, rows[0], blocks[0], findings, notes)
     splits, drawn = draw_splits(
         [first.paths[row] for row in picked],
         y.tolist(),
@@ -282,6 +300,41 @@ def load_training_data(features: Features | Sequence[Features], seed: int = 0) -
         stores=stores,
         notes=(*notes, *drawn),
     )
+
+
+def _not_excluded(
+    store: FeatureStore, rows: NDArray[np.int64], kept: NDArray[np.int64], excluded: set[str], notes: list[str]
+) -> NDArray[np.int64]:
+    if not excluded:
+        return kept
+    if not excluded & set(store.paths):
+        raise UsageError(
+            f"none of the {count_of(len(excluded), 'image')} to exclude is in {store.path}; give this file's findings"
+        )
+    left = np.array([row for row in kept.tolist() if store.paths[rows[row]] not in excluded], np.int64)
+    if not len(left):
+        raise TrainingError(f"the findings exclude every image of {store.path}; keep some")
+    notes.append(f"{count_of(len(kept) - len(left), 'image')} left out, as the findings say")
+    return left
+
+
+def _with_duplicates(
+    store: FeatureStore,
+    rows: NDArray[np.int64],
+    vectors: NDArray[np.float32],
+    findings: Sequence[Finding],
+    notes: list[str],
+) -> list[str]:
+    """Return the group of each row, joined with those of its duplicates and near duplicates."""
+    paths = [store.paths[row] for row in rows.tolist()]
+    groups = [store.index.groups[row] for row in rows.tolist()]
+    own = vectors if vectors.ndim == 2 else vectors[:, 0]  # the first view is the image itself
+    told = {finding.path: finding.group for finding in findings if finding.group}
+    copies = equal(digest.tobytes() for digest in store.index.digests[rows])
+    joined = join_groups(paths, groups, copies, near_duplicates(own), equal(told.get(path, "") for path in paths))
+    if together := sum(group != before for group, before in zip(joined, groups, strict=True)):
+        notes.append(f"{count_of(together, 'image')} with duplicates or near duplicates share the split of these")
+    return joined
 
 
 def _joined_rows(stores: Sequence[FeatureStore], notes: list[str]) -> list[NDArray[np.int64]]:
