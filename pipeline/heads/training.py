@@ -43,6 +43,8 @@ class TrainingData:
     stores : tuple of FeatureStore
     notes : tuple of str
         What a person should know: images left out, splits drawn.
+    paths : tuple of str, length n
+        Relative to the root of the first store.
     """
 
     X: NDArray[np.float32]
@@ -52,6 +54,7 @@ class TrainingData:
     classes: tuple[str, ...]
     stores: tuple[FeatureStore, ...]
     notes: tuple[str, ...]
+    paths: tuple[str, ...] = ()
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """Return the rows of a split."""
@@ -299,6 +302,7 @@ def load_training_data(
         classes=first.classes,
         stores=stores,
         notes=(*notes, *drawn),
+        paths=tuple(first.paths[row] for row in picked),
     )
 
 
