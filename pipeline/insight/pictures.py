@@ -19,6 +19,7 @@ from pipeline.images.decode import open_rgb, read_bytes
 
 MEASURES = ("width", "height", "dark", "light", "contrast", "sharpness")
 _LOOK = 256  # long side at which images are measured
+_ERRORS = (ImageError, OSError, ValueError, SyntaxError)  # the last three from Pillow's reading of a header
 _SHEET = 16  # thumbnails in a row and in a column of a sheet
 
 
@@ -81,8 +82,8 @@ def look_at(
 
     def look(row: int) -> tuple[list[float], Image.Image | None] | None:
         try:
-            image, size = _open_small(os.path.join(store.index.root, store.paths[row]))  # noqa: PTH118 - names of any bytes
-        except (ImageError, OSError, ValueError, SyntaxError):
+            image, size = _open_small(path_of(store, row))
+        except _ERRORS:
             return None
         small = image if max(image.size) <= _LOOK else ImageOps.contain(image, (_LOOK, _LOOK), Image.Resampling.BOX)
         keep = side and (wanted is None or row in wanted)
@@ -98,6 +99,25 @@ def look_at(
             if progress:
                 progress(row + 1, len(store))
     return Pictures(measures, thumbnails)
+
+
+def thumbnails(store: FeatureStore, rows: Collection[int], side: int) -> dict[int, Image.Image]:
+    """Make thumbnails of some rows; those that cannot be read are left out."""
+
+    def make(row: int) -> Image.Image | None:
+        try:
+            return thumbnail(_open_small(path_of(store, row))[0], side)
+        except _ERRORS:
+            return None
+
+    with ThreadPoolExecutor(Speed().threads()) as pool:
+        made = zip(rows, pool.map(make, rows), strict=True)
+        return {row: image for row, image in made if image}
+
+
+def path_of(store: FeatureStore, row: int) -> str:
+    """Return where the image of a row lies, or lay when it was extracted."""
+    return os.path.join(store.index.root, store.paths[row])  # noqa: PTH118 - names of any bytes
 
 
 def thumbnail(image: Image.Image, side: int) -> Image.Image:
@@ -134,14 +154,23 @@ class Sheets:
     side : int
         Of a cell, in pixels.
     addresses : list of str
-    cells : dict of int to (int, int, int, int)
-        Row of the store -> sheet, column, row, and where 0 the thumbnail is missing.
+    places : dict of int to int
+        Row of the store -> number of its cell, counted line by line through all sheets.
+    per_row : int
+        Cells in a line; a sheet has as many lines.
     """
 
     side: int
     addresses: list[str]
     places: dict[int, int]
     per_row: int = _SHEET
+
+    def style(self, row: int) -> str:
+        """Return the CSS that shows a row's thumbnail: sheet and position."""
+        sheet, place = divmod(self.places[row], self.per_row**2)
+        line, column = divmod(place, self.per_row)
+        left, top = -column * self.side, -line * self.side
+        return f"background-image:var(--s{self.side}-{sheet});background-position:{left}px {top}px"
 
 
 def pack(thumbnails: dict[int, Image.Image], side: int, quality: int = 60) -> Sheets:

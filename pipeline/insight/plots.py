@@ -164,15 +164,13 @@ def _learning_curve(figure: "Figure", report: Mapping[str, Any], scored: Scored 
     if not curve.get("points"):
         return ""
     axes = figure.subplots()
-    for points, style, label in (
-        (curve["points"], {"color": _BLUE, "marker": "o"}, "measured"),
-        (curve.get("extrapolation") or [], {"color": _ORANGE, "marker": "o", "linestyle": "--"}, "expected"),
-    ):
+    parts = ((curve["points"], _BLUE, "-", "measured"), (curve.get("extrapolation"), _ORANGE, "--", "expected"))
+    for points, colour, line, label in parts:
         if points:
             images = [point["images"] for point in points]
-            axes.plot(images, [point["accuracy"] for point in points], label=label, **style)
+            axes.plot(images, [point["accuracy"] for point in points], line, marker="o", color=colour, label=label)
             low, high = zip(*(point["interval"] for point in points), strict=True)
-            axes.fill_between(images, low, high, color=style["color"], alpha=0.15)
+            axes.fill_between(images, low, high, color=colour, alpha=0.15)
     axes.set(xlabel="training images", ylabel="accuracy", xscale="log")
     axes.legend()
     return str(curve.get("verdict", ""))
