@@ -85,8 +85,11 @@ def standardise(X: NDArray[np.floating]) -> NDArray[np.float32]:
 
 def principal_axes(Z: NDArray[np.float32], most: int) -> NDArray[np.float32]:
     """Return the axes of largest variance, shape (d, at most `most`), each of length 1."""
-    _, axes = np.linalg.eigh((Z.T @ Z).astype(np.float64))
-    return np.ascontiguousarray(axes[:, ::-1][:, :most], np.float32)
+    from scipy.linalg import eigh
+
+    d = Z.shape[1]
+    _, axes = eigh((Z.T @ Z).astype(np.float64), subset_by_index=(max(0, d - most), d - 1))
+    return np.ascontiguousarray(axes[:, ::-1], np.float32)
 
 
 def near_duplicates(X: NDArray[np.floating], threshold: float = NEAR) -> Pairs:

@@ -15,7 +15,6 @@ from pipeline.features.neighbours import (
     equal,
     join_groups,
     near_duplicates,
-    principal_axes,
     standardise,
 )
 from pipeline.features.store import FeatureStore
@@ -24,10 +23,10 @@ from pipeline.insight.pictures import Pictures, look_at
 
 KINDS = {
     "label-error": "the vector fits another label",
-    "contradiction": "the same picture under two labels",
-    "leakage": "the same picture in two splits, so the score is too good",
+    "contradiction": "the same or nearly the same picture under two labels",
+    "leakage": "the same or nearly the same picture in two splits, so the score is too good",
     "exact-duplicate": "the same bytes as another image",
-    "near-duplicate": "the same picture as another image: resized, encoded anew, mirrored or taken twice",
+    "near-duplicate": "nearly the same picture as another image: resized, encoded anew, mirrored, taken twice",
     "outlier": "like no other image",
     "dark": "hardly any light",
     "blank": "nearly one colour",
@@ -46,6 +45,7 @@ _FEW = 10
 _TELLS = 0.9  # area under the ROC curve
 _PRIORITY = {"test": 0, "validation": 1, "train": 2, "": 3}
 _AXES = 64
+_SURE = 0.9  # cosine from which a near duplicate is the same photograph, and not one like it
 
 
 @dataclass(frozen=True)
@@ -192,13 +192,14 @@ class _Checks:
         for row, (number, cosine, kept) in found.items():
             kind = kinds[number]
             where = f" ({splits[kept]}, {self.names[kept] or 'no label'})"
+            same = "the same bytes as" if (digests[row] == digests[kept]).all() else "nearly the same picture as"
             yield self.finding(
-                EXCLUDE if kind in ("leakage", "exact-duplicate") else REVIEW,
+                EXCLUDE if kind in ("leakage", "exact-duplicate") and -cosine >= _SURE else REVIEW,
                 kind,
                 row,
                 -cosine,
-                f"same picture as {self.store.paths[kept]}{where}, cosine {-cosine:.3f}",
-                suggestion=self.names[kept] if kind == "contradiction" else "",
+                f"{same} {self.store.paths[kept]}{where}, cosine {-cosine:.2f}",
+                suggestion=self.store.paths[kept],
                 group=groups[row],
             )
         # Every member of a group is named, so that the group can be kept together.
@@ -229,11 +230,12 @@ class _Checks:
             yield self.finding(REVIEW, "label-error", row, 1 - p[each, y[each]], text, suggestion=suggestion)
 
     def _outliers(self, Z: NDArray[np.float32]) -> Iterator[Finding]:
+        from sklearn.decomposition import PCA
         from sklearn.neighbors import NearestNeighbors
 
         if len(Z) < 4 * _NEIGHBOURS:
             return
-        points = Z @ principal_axes(Z, _AXES)
+        points = PCA(min(_AXES, *Z.shape), svd_solver="randomized", random_state=self.seed).fit_transform(Z)
         distances, _ = NearestNeighbors(n_neighbors=_NEIGHBOURS, algorithm="brute").fit(points).kneighbors()
         distance = distances.mean(axis=1)
         far = robust_z(distance)

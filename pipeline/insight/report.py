@@ -213,9 +213,8 @@ class _Page:
         self.audit = audit(store, pictures=pictures, seed=self.options.seed)
         self.notes += self.audit.notes
         findings = self._findings()
-        by_path = store.positions
         shown = [int(answers.rows[each]) for each in (*mistakes, *unsure)]
-        shown += [by_path[item["path"]] for group in findings for item in group["items"] if item["path"]]
+        shown += [row for group in findings for item in group["items"] for row in item["rows"]]
         large = pack(thumbnails(store, sorted(set(shown)), _LARGE), _LARGE, 72)
         small = pack(pictures.thumbnails, side, 50)
         self.plots = make_plots(report, Scored(answers.y[judged], answers.proba[judged], self.bundle.classes, split))
@@ -304,9 +303,10 @@ class _Page:
             items = [
                 {
                     **each._asdict(),
-                    "row": positions.get(each.path, -1),
+                    "rows": [positions[path] for path in (each.path, each.suggestion) if path in positions],
                     "shown": show(each.path),
                     "detail": show(each.detail),
+                    "fits": "" if each.suggestion in positions else show(each.suggestion),
                 }
                 for each in mine[:_SHOWN]
             ]
