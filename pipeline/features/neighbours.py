@@ -69,7 +69,7 @@ def unit_rows(X: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def standardise(X: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Bring columns to mean 0 and variance 1 (constant ones to 0), then rows to length 1.
+    """Bring columns to mean 0 and variance 1, constant ones to 0.
 
     Examples
     --------
@@ -80,7 +80,7 @@ def standardise(X: NDArray[np.floating]) -> NDArray[np.float32]:
     spread[spread <= 1e-6 * np.abs(mean)] = np.inf
     Z = np.subtract(X, mean, dtype=np.float32, casting="same_kind")
     Z /= np.where(spread > 0, spread, np.inf).astype(np.float32)
-    return unit_rows(Z)
+    return Z
 
 
 def principal_axes(Z: NDArray[np.float32], most: int) -> NDArray[np.float32]:
@@ -121,7 +121,7 @@ def near_duplicates(X: NDArray[np.floating], threshold: float = NEAR) -> Pairs:
     n, d = X.shape
     if n < 2 or d < MIN_COLUMNS:
         return Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
-    Z = standardise(X)
+    Z = unit_rows(standardise(X))
     whitened = Z @ principal_axes(Z, most=min(_AXES, max(1, n // _ROWS_PER_AXIS)))
     spread = whitened.std(axis=0)
     whitened = unit_rows(np.asarray(whitened / np.where(spread > 0, spread, np.inf), np.float32))

@@ -16,6 +16,7 @@ from pipeline.features.neighbours import (
     join_groups,
     near_duplicates,
     standardise,
+    unit_rows,
 )
 from pipeline.features.store import FeatureStore
 from pipeline.images.findings import EXCLUDE, KEEP, REVIEW, Finding
@@ -45,6 +46,7 @@ _FEW = 10
 _TELLS = 0.9  # area under the ROC curve
 _PRIORITY = {"test": 0, "validation": 1, "train": 2, "": 3}
 _AXES = 64
+_DARK = 0.25
 _SURE = 0.9  # cosine from which a near duplicate is the same photograph, and not one like it
 
 
@@ -166,10 +168,12 @@ class _Checks:
         groups = join_groups(self.store.paths, [""] * len(self.store), copies, near)
         Z = standardise(vectors)
         del vectors
+        outliers = list(self._outliers(Z))  # in full length: what is far from all others is often long
+        Z = unit_rows(Z)
         return [
             *self._duplicates(copies, near, groups),
             *self._label_errors(Z, groups),
-            *self._outliers(Z),
+            *outliers,
             *self._small_classes(),
         ]
 
@@ -218,11 +222,8 @@ class _Checks:
         if len(enough) < 2:
             self.notes.append(f"label errors need two classes of {FOLDS} images or more")
             return
-        from cleanlab.filter import find_label_issues
-
         y = np.searchsorted(enough, self.labels[rows])
-        p = out_of_fold(Z[rows], y, units[rows], self.seed)
-        issues = find_label_issues(y, p, return_indices_ranked_by="self_confidence", n_jobs=1)
+        issues, p = label_issues(Z[rows], y, units[rows], self.seed)
         for each in issues.tolist():
             row, best = int(rows[each]), int(p[each].argmax())
             suggestion = self.store.classes[enough[best]]
@@ -256,6 +257,31 @@ class _Checks:
                     f"{count_of(count, split + ' image' if split else 'image')}" for split, count in counts.items()
                 )
                 yield Finding(REVIEW, "small-class", "", label=name, score=1 - min(learn, _FEW) / _FEW / 2, detail=text)
+
+
+def label_issues(
+    Z: NDArray[np.float32], y: NDArray[np.int64], units: NDArray[np.int64], seed: int = 0
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Find labels that are likely wrong, by confident learning on probabilities made out of fold.
+
+    Northcutt, Jiang and Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", JAIR 2021, as in
+    the package cleanlab; ranked by the probability of the given label.
+
+    Parameters
+    ----------
+    Z, y, units, seed
+        As for `out_of_fold`.
+
+    Returns
+    -------
+    rows : ndarray of int, shape (issues,)
+        The most likely error first.
+    probabilities : ndarray of float64, shape (n, k)
+    """
+    from cleanlab.filter import find_label_issues
+
+    p = out_of_fold(Z, y, units, seed)
+    return np.asarray(find_label_issues(y, p, return_indices_ranked_by="self_confidence", n_jobs=1), np.int64), p
 
 
 def out_of_fold(
@@ -326,14 +352,14 @@ def _photographs(checks: _Checks, pictures: Pictures) -> Iterator[Finding]:
     width, height, dark, light, contrast, sharpness = pictures.measures.T
     with np.errstate(invalid="ignore"):
         blurred = (robust_z(np.log(sharpness + 1)) < -_FAR) & (sharpness < 40)
-        blank = (contrast < 0.03) | (dark > 0.97)
-        for row in np.flatnonzero((light < 0.25) & ~blank).tolist():
+        blank = ((contrast < 0.03) | (dark > 0.97)) & (light >= _DARK)
+        for row in np.flatnonzero(light < _DARK).tolist():
             text = f"95 % of its pixels are darker than {light[row]:.0%} of white"
             yield checks.finding(REVIEW, "dark", row, 1 - light[row], text)
         for row in np.flatnonzero(blank).tolist():
             text = f"its grey levels vary by {contrast[row]:.1%}"
             yield checks.finding(REVIEW, "blank", row, 1 - contrast[row], text)
-        for row in np.flatnonzero(blurred & ~blank).tolist():
+        for row in np.flatnonzero(blurred & ~blank & (light >= _DARK)).tolist():
             text = f"sharpness {sharpness[row]:.0f}; half of the images have more than {np.nanmedian(sharpness):.0f}"
             yield checks.finding(REVIEW, "blurred", row, 1 - sharpness[row] / 40, text)
         sides = np.sqrt(width * height), width / height
