@@ -262,12 +262,15 @@ def _print_extraction(store: Any, summary: Any, quiet: bool) -> None:
 @click.option("--abstain", type=float, metavar="ACCURACY", help="Accuracy that answers shall have; others abstain.")
 @click.option("--multi-label", metavar="SEPARATOR", help="Labels such as cat;dog are several of an image.")
 @click.option("--novelty", is_flag=True, help="Flag images unlike anything in training when predicting.")
+@click.option("--exclude", metavar="FINDINGS.csv", help="Leave out what the audit's table says; see audit.")
+@click.option("--report", "page", metavar="FILE.html", help="Write the report too; see report.")
 def train_head(
     features: tuple[str, ...],
     out: str,
     head: str,
     params: tuple[str, ...],
     multi_label: str | None,
+    page: str | None,
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -298,11 +301,18 @@ def train_head(
             )
     path = bundle.save(out)
     append_record(path.parent / RUNS_FILE, record_of(report, path))
+    if page:
+        from pipeline.insight.report import write_report
+
+        with progress_bar(" images", quiet) as progress:
+            write_report(path, page, features=features, progress=progress)
     if as_json:
         _print_json({"bundle": str(path), "accuracy": report.accuracy, **report.to_dict()})
         return
     click.echo(report.table())
     click.echo(f"\n{path}: {report.head}{_params_text(report.params)}, scored on {report.scored_on}")
+    if page:
+        click.echo(f"{page}: open it in a browser")
     if not quiet:
         for note in report.notes:
             _say(f"note: {note}")
@@ -411,6 +421,7 @@ def runs(
 @click.argument("images", nargs=-1, required=True)
 @click.option("--out", default="-", help="FILE.csv, FILE.jsonl, FILE.parquet, or - for CSV on standard output.")
 @click.option("--top-k", type=click.IntRange(1), default=1, help="How many classes to name for each image.")
+@click.option("--explain", metavar="FOLDER", help="Write a heat map of each image: what spoke for its class.")
 @_speed_options
 @_max_bad
 def predict(
@@ -418,6 +429,7 @@ def predict(
     images: tuple[str, ...],
     out: str,
     top_k: int,
+    explain: str | None,
     engine: str,
     batch_size: int | None,
     workers: int | None,
@@ -443,7 +455,13 @@ def predict(
     loaded = Bundle.load(bundle)
     source = _feature_files(images) or list_images(images)
     with progress_bar(" images", quiet) as progress:
-        rows = run(loaded, source, top_k=top_k, speed=Speed(engine, batch_size, workers), progress=progress)
+        speed = Speed(engine, batch_size, workers)
+        rows = run(loaded, source, top_k=top_k, speed=speed, progress=progress)
+        if explain:
+            from pipeline.insight.explain import explained
+
+            root = source[0].index.root if isinstance(source, list) else ""
+            rows = explained(loaded, rows, explain, root=root, speed=speed)
         counts = write_predictions(rows, out, top_k, novelty=loaded.safeguards.novelty is not None)
     total, good = counts.total(), sum(counts[status] for status in ANSWERED)
     seconds = time.monotonic() - started
@@ -474,6 +492,134 @@ def _feature_files(images: tuple[str, ...]) -> Any:
     from pipeline.features.store import FeatureStore
 
     return [FeatureStore(image) for image in images]
+
+
+@_command
+@click.argument("bundle")
+@click.option("--out", required=True, metavar="FILE.html", help="The report, for instance artifacts/report.html.")
+@click.option(
+    "--features", multiple=True, metavar="FEATURES", help="What it was trained on.  [default: as at the training]"
+)
+@click.option("--map", "projection", default="tsne", help="How the map is made: tsne, pca, or umap (umap-learn).")
+@click.option("--heat-maps", type=click.IntRange(0), default=12, help="How many mistakes get a heat map.")
+@click.option("--seed", default=0, help="Of the map and of the audit's folds.")
+@click.option("--plots", metavar="FOLDER", help="Write every plot as PNG and SVG too.")
+def report(
+    bundle: str,
+    out: str,
+    features: tuple[str, ...],
+    as_json: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Show what a bundle has learned and what is wrong with its data, as one HTML file.
+
+    It opens offline, and holds the verdict, the confusions, mistakes with photographs, plots, a map of all
+    images, and the audit.
+    """
+    from pipeline.insight.report import Options, write_report
+
+    with progress_bar(" images", quiet) as progress:
+        written = write_report(bundle, out, features=features, options=Options(**options), progress=progress)
+    if as_json:
+        _print_json({**vars(written), "path": str(written.path), "plots": [str(path) for path in written.plots]})
+        return
+    click.echo(f"{written.path}: {written.bytes / 1e6:.1f} MB in {written.seconds:.1f} s; open it in a browser")
+    if not quiet:
+        for note in written.notes:
+            _say(f"note: {note}")
+
+
+@_command
+@click.argument("features")
+@click.option("--out", metavar="FINDINGS.csv", help="The table of findings, for instance artifacts/findings.csv.")
+@click.option("--images/--no-images", default=True, help="Look at image files too: dark, blurred, odd-sized ones.")
+@click.option("--seed", default=0, help="Of the folds.")
+def audit(features: str, out: str | None, images: bool, seed: int, as_json: bool, quiet: bool) -> None:
+    """Look for what is wrong with the data: label errors, duplicates, leakage, outliers, bad photographs.
+
+    Go through the column "action" of the table, then train with --exclude: rows whose action is "exclude" are
+    left out.
+    """
+    from pipeline.images.findings import write_findings
+    from pipeline.insight.audit import KINDS
+    from pipeline.insight.audit import audit as run
+
+    with progress_bar(" images", quiet) as progress:
+        found = run(features, images=images, seed=seed, progress=progress)
+    if out:
+        write_findings(found.findings, out)
+    counts = found.counts()
+    if as_json:
+        _print_json(
+            {"out": out, "findings": counts, "images": found.images, "notes": found.notes, "seconds": found.seconds}
+        )
+        return
+    for kind, count in counts.items():
+        click.echo(f"{count:>7,} {kind}: {KINDS[kind]}")
+    click.echo(
+        f"{count_of(found.images, 'image')}: {count_of(sum(counts.values()), 'finding')} in {found.seconds:.1f} s"
+    )
+    if out:
+        click.echo(f"{out}: change the column action, then train_head.py --exclude {out}")
+    if not quiet:
+        for note in found.notes:
+            _say(f"note: {note}")
+
+
+@_command
+@click.argument("features")
+@click.argument("image")
+@click.option("--out", metavar="FILE.png", help="A sheet with the photographs.")
+@click.option("--top-k", type=click.IntRange(1), default=12, help="How many images to find.")
+@_speed_options
+def similar(
+    features: str,
+    image: str,
+    out: str | None,
+    top_k: int,
+    engine: str,
+    batch_size: int | None,
+    workers: int | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Find the stored images that look most like an image."""
+    import csv
+    import io
+
+    from pipeline.features.engines import Speed
+    from pipeline.features.store import FeatureStore
+    from pipeline.insight.similar import contact_sheet, find_similar
+
+    with FeatureStore(features) as store:
+        found = find_similar(store, image, top_k, Speed(engine, batch_size, workers))
+        if out:
+            contact_sheet(store, image, found, out)
+    if as_json:
+        _print_json({"image": image, "out": out, "similar": [each._asdict() for each in found]})
+        return
+    lines = io.StringIO()
+    table = csv.writer(lines, lineterminator="\n")
+    table.writerow(("path", "label", "cosine"))
+    table.writerows((each.path, each.label, f"{each.cosine:.4f}") for each in found)
+    click.echo(lines.getvalue().encode("utf-8", "backslashreplace"), nl=False)
+    if out and not quiet:
+        _say(f"{out}: the photographs")
+
+
+@_command
+@click.argument("features")
+@click.option("--out", required=True, metavar="FILE.parquet", help="For instance artifacts/photos.parquet.")
+def export_vectors(features: str, out: str, as_json: bool, quiet: bool) -> None:
+    """Write vectors, paths, labels and splits as a Parquet table, for embedding viewers."""
+    from pipeline.insight.vectors import export_vectors as run
+
+    rows = run(features, out)
+    if as_json:
+        _print_json({"out": out, "rows": rows})
+    else:
+        click.echo(f"{out}: {count_of(rows, 'row')}")
 
 
 @_command

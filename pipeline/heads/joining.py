@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import TrainingError, UsageError
+from pipeline.errors import TrainingError, UsageError, count_of
+from pipeline.features.neighbours import equal, join_groups, near_duplicates
 from pipeline.features.store import FeatureStore
+from pipeline.images.findings import Finding, excluded_paths
 from pipeline.images.splits import draw_splits
 
 Features = FeatureStore | str | os.PathLike[str]
@@ -31,6 +33,8 @@ class TrainingData:
     stores : tuple of FeatureStore
     notes : tuple of str
         What a person should know: images left out, splits drawn.
+    paths : tuple of str, length n
+        Relative to the root of the first store.
     """
 
     X: NDArray[np.float32]
@@ -40,6 +44,7 @@ class TrainingData:
     classes: tuple[str, ...]
     stores: tuple[FeatureStore, ...]
     notes: tuple[str, ...]
+    paths: tuple[str, ...] = ()
 
     def rows(self, split: str) -> NDArray[np.int64]:
         """Return the rows of a split."""
@@ -52,8 +57,13 @@ class TrainingData:
         return np.unique(own, return_inverse=True)[1].astype(np.int64)
 
 
-def load_training_data(features: Features | Sequence[Features], seed: int = 0) -> TrainingData:
+def load_training_data(
+    features: Features | Sequence[Features], seed: int = 0, findings: Sequence[Finding] = ()
+) -> TrainingData:
     """Read and join feature files; drop rows without label; draw splits where there are none.
+
+    Images that `findings` exclude are dropped too. Where splits are drawn, duplicates and near duplicates
+    share one: those of the same bytes, of close vectors, and those of one group in the findings.
 
     Raises
     ------
@@ -79,11 +89,14 @@ def load_training_data(features: Features | Sequence[Features], seed: int = 0) -
         )
     if missing := len(labels) - len(labelled):
         notes.append(f"{missing} images without a label were left out")
+    labelled = _not_excluded(first, rows[0], labelled, excluded_paths(findings), notes)
     rows = [each[labelled] for each in rows]
     blocks = [_vectors(store, each) for store, each in zip(stores, rows, strict=True)]
     picked = rows[0].tolist()
     groups = [first.index.groups[row] for row in picked]
     y = labels[labelled]
+    if not any(first.splits[row] for row in picked):
+        groups = _with_duplicates(first, rows[0], blocks[0][:, 0], findings, notes)
     splits, drawn = draw_splits(
         [first.paths[row] for row in picked],
         y.tolist(),
@@ -100,7 +113,42 @@ def load_training_data(features: Features | Sequence[Features], seed: int = 0) -
         classes=first.classes,
         stores=stores,
         notes=(*notes, *drawn),
+        paths=tuple(first.paths[row] for row in picked),
     )
+
+
+def _not_excluded(
+    store: FeatureStore, rows: NDArray[np.int64], kept: NDArray[np.int64], excluded: set[str], notes: list[str]
+) -> NDArray[np.int64]:
+    if not excluded:
+        return kept
+    if not excluded & set(store.paths):
+        raise UsageError(
+            f"none of the {count_of(len(excluded), 'image')} to exclude is in {store.path}; give this file's findings"
+        )
+    left = np.array([row for row in kept.tolist() if store.paths[rows[row]] not in excluded], np.int64)
+    if not len(left):
+        raise TrainingError(f"the findings exclude every image of {store.path}; keep some")
+    notes.append(f"{count_of(len(kept) - len(left), 'image')} left out, as the findings say")
+    return left
+
+
+def _with_duplicates(
+    store: FeatureStore,
+    rows: NDArray[np.int64],
+    vectors: NDArray[np.float32],
+    findings: Sequence[Finding],
+    notes: list[str],
+) -> list[str]:
+    """Return the group of each row, joined with those of its duplicates and near duplicates."""
+    paths = [store.paths[row] for row in rows.tolist()]
+    groups = [store.index.groups[row] for row in rows.tolist()]
+    told = {finding.path: finding.group for finding in findings if finding.group}
+    copies = equal(digest.tobytes() for digest in store.index.digests[rows])
+    joined = join_groups(paths, groups, copies, near_duplicates(vectors), equal(told.get(path, "") for path in paths))
+    if together := sum(group != before for group, before in zip(joined, groups, strict=True)):
+        notes.append(f"{count_of(together, 'image')} with duplicates or near duplicates share the split of these")
+    return joined
 
 
 def _vectors(store: FeatureStore, rows: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -1,6 +1,7 @@
 """Stage 2: cached vectors to a fitted head, an honest report, and a bundle."""
 
 import contextlib
+import os
 import time
 import warnings
 from collections import Counter
@@ -23,6 +24,7 @@ from pipeline.heads.novelty import FALSE_ALARMS, Novelty
 from pipeline.heads.report import Report
 from pipeline.heads.search import AUTO, DEFAULT_BUDGET, DEFAULT_FOLDS, Choice, choose, race
 from pipeline.heads.trust import HeldOut, Safeguards, Trust, learn_safeguards, trust_facts
+from pipeline.images.findings import read_findings
 
 SPLITS = ("train", "validation", "test")
 TRUST_FOLDS = 3  # for calibration and abstention, where choosing made no folds
@@ -35,6 +37,7 @@ class TrainingOptions(TypedDict, total=False):
     average_views: bool
     curve: bool
     trust: Trust
+    exclude: str | os.PathLike[str] | None
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class _Options:
     average_views: bool = False
     curve: bool = False
     trust: Trust = Trust()
+    exclude: str | os.PathLike[str] | None = None
 
 
 def train_head(
@@ -85,6 +89,9 @@ def train_head(
         Whether to measure how accuracy grows with the training images, see `pipeline.heads.learning_curve`.
     trust : Trust
         Calibration of the probabilities, abstention, novelty score.
+    exclude : path or None
+        Findings of the audit: images whose action is ``exclude`` are left out, those of one group share
+        their split when splits are drawn.
 
     Returns
     -------
@@ -106,7 +113,8 @@ def train_head(
     params = dict(params or {})
     _check_options(head, params, cv, seed, asked.budget)
     asked.trust.check()
-    data = load_training_data(features, seed)
+    findings = read_findings(asked.exclude) if asked.exclude else []
+    data = load_training_data(features, seed, findings)
     fitter = Fitter(data, seed, asked.average_views)
     started = time.monotonic()
     train, validation = data.rows("train"), data.rows("validation")
@@ -143,7 +151,7 @@ def train_head(
     elif scored_on == "validation" and hasattr(fitted[-1], "keras_model"):
         notes.append("the validation images also chose when to stop, so this score is a little too good")
     notes += sorted(warned)
-    provenance = provenance_of(data, seed)
+    provenance = {**provenance_of(data, seed), "cv": cv, "findings": [each._asdict() for each in findings]}
     report = Report(
         head=chosen.head,
         params=chosen.params,
@@ -182,6 +190,7 @@ def provenance_of(data: TrainingData, seed: int) -> dict[str, Any]:
         "fingerprints": [recipe.fingerprint for recipe in recipes],
         "recipes": [str(recipe) for recipe in recipes],
         "images": len(data.y),
+        "features": [str(store.path.absolute()) for store in data.stores],
         "versions": installed_versions("twostage-features", "numpy", "scikit-learn", "skops", "keras", "tensorflow"),
     }
 

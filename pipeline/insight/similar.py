@@ -1,0 +1,126 @@
+"""The stored images that look most like a given one, and a sheet that shows them."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, ImageDraw, ImageFont
+
+from pipeline.errors import PipelineError, UsageError
+from pipeline.features.engines import Speed, make_encoder
+from pipeline.features.neighbours import nearest
+from pipeline.features.store import FeatureStore
+from pipeline.heads.evaluation import printable, shorten
+from pipeline.images.decode import load_pixels, open_rgb
+from pipeline.insight.pictures import path_of, thumbnail, thumbnails
+
+_CELL, _TEXT, _GAP, _ACROSS = 180, 34, 8, 5
+
+
+class Similar(NamedTuple):
+    """One stored image.
+
+    Parameters
+    ----------
+    path : str
+        Relative to the root of the feature file.
+    label : str
+        Empty without one.
+    cosine : float
+        Of its vector with that of the image asked for; 1 is the same direction.
+    row : int
+        Of the feature file.
+    """
+
+    path: str
+    label: str
+    cosine: float
+    row: int
+
+
+def find_similar(
+    features: FeatureStore | str | os.PathLike[str],
+    image: str | os.PathLike[str],
+    k: int = 12,
+    speed: Speed = Speed(),
+) -> list[Similar]:
+    """Find the stored images whose vectors have the largest cosine to that of an image.
+
+    The search is exact and reads the file block by block, so that memory does not grow with it.
+
+    Parameters
+    ----------
+    features : FeatureStore or path
+    image : path
+        Encoded with the recipe of the feature file.
+    k : int
+    speed : Speed
+
+    Returns
+    -------
+    list of Similar
+        The most similar first.
+
+    Raises
+    ------
+    ImageError
+        If the image cannot be decoded.
+    WeightsError
+        If the weights are absent or have changed since the extraction.
+
+    Examples
+    --------
+    >>> find_similar("artifacts/photos.h5", "new.jpg", k=1)  # doctest: +SKIP
+    [Similar(path='cat/17.jpg', label='cat', cosine=0.91, row=16)]
+    """
+    if k < 1:
+        raise UsageError(f"{k} similar images cannot be found; ask for 1 or more")
+    store = features if isinstance(features, FeatureStore) else FeatureStore(features)
+    recipe = store.recipe
+    pixels = load_pixels(os.fspath(image), recipe.size, recipe.resize)
+    query = make_encoder(recipe, speed).encode(pixels[None])[0]
+    blocks = ((start, X if X.ndim == 2 else X[:, 0]) for start, X in store.blocks())  # the first view is the image
+    rows, cosines = nearest(query, blocks, k)
+    return [
+        Similar(store.paths[row], store.classes[label] if label >= 0 else "", float(cosine), row)
+        for row, label, cosine in zip(rows.tolist(), store.labels[rows].tolist(), cosines.tolist(), strict=True)
+    ]
+
+
+def contact_sheet(
+    store: FeatureStore, image: str | os.PathLike[str], found: Sequence[Similar], out: str | os.PathLike[str]
+) -> None:
+    """Write a PNG with the image asked for and those found, each with its label and cosine.
+
+    Raises
+    ------
+    PipelineError
+        If it cannot be written.
+    """
+    pictures = thumbnails(store, [each.row for each in found], _CELL)
+    cells: list[tuple[Image.Image | None, str, str]] = [
+        (thumbnail(open_rgb(os.fspath(image)), _CELL), "this image", "")
+    ]
+    cells += [(pictures.get(each.row), each.label or path_of(store, each.row), f"{each.cosine:.3f}") for each in found]
+    lines = -(-len(cells) // _ACROSS)
+    step, high = _CELL + _GAP, _CELL + _TEXT + _GAP
+    sheet = Image.new("RGB", (_ACROSS * step + _GAP, lines * high + _GAP), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for number, (picture, name, cosine) in enumerate(cells):
+        left, top = _GAP + number % _ACROSS * step, _GAP + number // _ACROSS * high
+        if picture:
+            sheet.paste(picture, (left + (_CELL - picture.width) // 2, top + (_CELL - picture.height) // 2))
+        else:
+            pen.text((left, top + _CELL // 2), "not readable", "gray", font)
+        pen.text((left, top + _CELL + 2), shorten(_ascii(name), 22), "black", font)
+        pen.text((left, top + _CELL + 17), cosine, "gray", font)
+    try:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(out, "PNG")
+    except OSError as error:
+        raise PipelineError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
+
+
+def _ascii(text: str) -> str:
+    return printable(text).encode("ascii", "replace").decode()  # Pillow's own font has no more

@@ -1,0 +1,277 @@
+"use strict";
+// The map and what opens the photographs. Names reach the page as text (textContent), never as markup.
+const data = JSON.parse(document.getElementById("data").textContent);
+const count = data.path.length, PER_ROW = 16, PER_SHEET = 256, MOST = 300;
+const $ = (id) => document.getElementById(id);
+const canvas = document.querySelector("#map canvas"), pen = canvas.getContext("2d"), tip = $("tip");
+const shownClasses = new Set(data.classes.keys());
+const selected = new Set();
+let view = {x: 0, y: 0, zoom: 1}, focus = -1, box = null, drawn = false, visible = [];
+
+function element(tag, text, className) {
+  const made = document.createElement(tag);
+  if (text !== undefined) made.textContent = text;
+  if (className) made.className = className;
+  return made;
+}
+
+function thumb(i) {
+  const cell = data.cell[i], made = element("span", undefined, "thumb");
+  made.style.width = made.style.height = data.side + "px";
+  made.setAttribute("role", "img");
+  made.setAttribute("aria-label", "photograph");
+  if (cell < 0) { made.classList.add("none"); made.textContent = "not readable"; return made; }
+  const place = cell % PER_SHEET;
+  made.style.backgroundImage = `var(--s${data.side}-${Math.floor(cell / PER_SHEET)})`;
+  made.style.backgroundPosition = `-${(place % PER_ROW) * data.side}px -${Math.floor(place / PER_ROW) * data.side}px`;
+  return made;
+}
+
+function facts(i) {
+  const wrong = data.label[i] !== data.predicted[i];
+  return `${data.classes[data.label[i]]}${wrong ? ", taken for " + data.classes[data.predicted[i]] : ""} ` +
+    `(${(data.probability[i] / 10).toFixed(1)} %, ${data.splits[data.split[i]]})`;
+}
+
+function fill(gallery, images) {
+  gallery.replaceChildren(...images.slice(0, MOST).map((i) => {
+    const figure = element("figure");
+    figure.append(thumb(i), element("div", facts(i)), element("div", data.path[i], "soft"));
+    return figure;
+  }));
+  if (images.length > MOST) gallery.append(element("p", `and ${images.length - MOST} more`, "soft"));
+}
+
+// Tables: a number or a class opens its photographs.
+const dialog = document.querySelector("dialog"), judgedSplit = data.splits.indexOf(data.judged);
+const judged = [...data.path.keys()].filter((i) => data.split[i] === judgedSplit);
+function open(title, images) {
+  $("dialog-title").textContent = `${title} (${images.length})`;
+  images.sort((a, b) => data.probability[b] - data.probability[a]);
+  fill(dialog.querySelector(".gallery"), images);
+  dialog.showModal();
+}
+document.querySelectorAll("[data-true]").forEach((button) => button.addEventListener("click", () => {
+  const [t, p] = [Number(button.dataset.true), Number(button.dataset.taken)];
+  const title = t === p ? `${data.classes[t]}, answered rightly` : `${data.classes[t]} taken for ${data.classes[p]}`;
+  open(title, judged.filter((i) => data.label[i] === t && data.predicted[i] === p));
+}));
+document.querySelectorAll("[data-class]").forEach((button) => button.addEventListener("click", () => {
+  const c = Number(button.dataset.class);
+  open(`Wrong answers about ${data.classes[c]}`, judged.filter((i) =>
+    data.label[i] !== data.predicted[i] && (data.label[i] === c || data.predicted[i] === c)));
+}));
+$("close").addEventListener("click", () => dialog.close());
+dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
+
+// Colours: evenly turned hues, two lightnesses.
+const hue = (c) => `hsl(${Math.round(c * 360 / Math.min(data.classes.length, 12)) % 360} 65% ${c % 2 ? 42 : 56}%)`;
+const colourOf = {
+  label: (i) => hue(data.label[i]),
+  predicted: (i) => hue(data.predicted[i]),
+  mistake: (i) => data.label[i] === data.predicted[i] ? "#8a8f98" : "#e0392b",
+};
+
+function place(i) {
+  const {width, height} = canvas, edge = 0.04;
+  const unit = (value) => edge + (1 - 2 * edge) * value / 10000;
+  return [(unit(data.x[i]) - view.x) * view.zoom * width, (unit(data.y[i]) - view.y) * view.zoom * height];
+}
+
+function filter() {
+  const split = Number($("split").value);
+  visible = [...data.path.keys()].filter((i) =>
+    shownClasses.has(data.label[i]) && (split < 0 || data.split[i] === split));
+  $("count").textContent = `${visible.length} of ${count} shown`;
+  if (focus >= 0 && !visible.includes(focus)) point(-1);
+  draw();
+}
+
+function draw() {
+  if (!drawn) { drawn = true; requestAnimationFrame(paint); }
+}
+
+function paint() {
+  drawn = false;
+  const ratio = window.devicePixelRatio || 1, size = canvas.getBoundingClientRect();
+  const [width, height] = [Math.round(size.width * ratio), Math.round(size.height * ratio)];
+  if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
+  pen.clearRect(0, 0, width, height);
+  const radius = ratio * Math.min(7, (count > 3000 ? 2.2 : 3.2) * Math.sqrt(view.zoom)), colour = colourOf[$("colour").value];
+  const groups = new Map();
+  for (const i of visible) {
+    const key = colour(i);
+    if (!groups.has(key)) groups.set(key, []);
+    groups.get(key).push(i);
+  }
+  for (const [key, members] of groups) {
+    pen.fillStyle = key;
+    pen.beginPath();
+    for (const i of members) {
+      const [x, y] = place(i);
+      if (x < -9 || y < -9 || x > width + 9 || y > height + 9) continue;
+      pen.moveTo(x + radius, y);
+      pen.arc(x, y, radius, 0, 7);
+    }
+    pen.fill();
+  }
+  const ink = getComputedStyle(canvas).color;
+  pen.strokeStyle = ink;
+  pen.lineWidth = 1.5 * ratio;
+  for (const i of selected) ring(i, radius + 2 * ratio);
+  if (focus >= 0) { pen.lineWidth = 3 * ratio; ring(focus, radius + 4 * ratio); }
+  if (box) { pen.lineWidth = ratio; pen.setLineDash([5, 4]); pen.strokeRect(box[0], box[1], box[2] - box[0], box[3] - box[1]); pen.setLineDash([]); }
+}
+
+function ring(i, radius) {
+  const [x, y] = place(i);
+  pen.beginPath();
+  pen.arc(x, y, radius, 0, 7);
+  pen.stroke();
+}
+
+function nearest(x, y, within) {
+  let best = -1, least = within * within;
+  for (const i of visible) {
+    const [px, py] = place(i), far = (px - x) ** 2 + (py - y) ** 2;
+    if (far < least) [best, least] = [i, far];
+  }
+  return best;
+}
+
+function point(i) {
+  if (i === focus) return;
+  focus = i;
+  tip.hidden = i < 0;
+  if (i >= 0) {
+    tip.replaceChildren(thumb(i), element("div", facts(i)), element("div", data.path[i], "soft"));
+    const ratio = canvas.width / canvas.clientWidth, [x, y] = place(i).map((value) => value / ratio);
+    tip.style.left = `${Math.max(0, Math.min(x + 14, canvas.clientWidth - tip.offsetWidth))}px`;
+    tip.style.top = `${y + 14 + tip.offsetHeight < canvas.clientHeight ? y + 14 : Math.max(0, y - 14 - tip.offsetHeight)}px`;
+  }
+  draw();
+}
+
+function zoom(factor, x = 0.5, y = 0.5) {
+  const next = Math.min(60, Math.max(1, view.zoom * factor));
+  const keep = (at, start) => start + at / view.zoom - at / next;
+  view = bounded({x: keep(x, view.x), y: keep(y, view.y), zoom: next});
+  point(-1);
+  draw();
+}
+
+function bounded({x, y, zoom}) {
+  const most = 1 - 1 / zoom;
+  return {x: Math.min(most, Math.max(0, x)), y: Math.min(most, Math.max(0, y)), zoom};
+}
+
+function list() {
+  const chosen = [...selected];
+  $("list").hidden = !chosen.length;
+  $("chosen").textContent = `${chosen.length} selected`;
+  document.querySelector("#list textarea").value = chosen.map((i) => data.path[i]).join("\n");
+  fill(document.querySelector("#list .gallery"), chosen);
+  draw();
+}
+
+function where(event) {
+  const size = canvas.getBoundingClientRect(), ratio = canvas.width / size.width;
+  return [(event.clientX - size.left) * ratio, (event.clientY - size.top) * ratio];
+}
+
+let held = null;
+canvas.addEventListener("pointerdown", (event) => {
+  const [x, y] = where(event);
+  held = {x, y, from: {...view}, moved: false};
+  canvas.setPointerCapture(event.pointerId);
+});
+canvas.addEventListener("pointermove", (event) => {
+  const [x, y] = where(event);
+  if (!held) { point(nearest(x, y, 14 * (window.devicePixelRatio || 1))); return; }
+  held.moved ||= Math.hypot(x - held.x, y - held.y) > 5;
+  if (!held.moved) return;
+  if ($("select").getAttribute("aria-pressed") === "true") box = [held.x, held.y, x, y];
+  else view = bounded({zoom: view.zoom, x: held.from.x - (x - held.x) / canvas.width / view.zoom, y: held.from.y - (y - held.y) / canvas.height / view.zoom});
+  point(-1);
+  draw();
+});
+canvas.addEventListener("pointerup", (event) => {
+  const [x, y] = where(event);
+  if (box) {
+    const [left, right] = [box[0], box[2]].sort((a, b) => a - b), [top, bottom] = [box[1], box[3]].sort((a, b) => a - b);
+    for (const i of visible) { const [px, py] = place(i); if (px >= left && px <= right && py >= top && py <= bottom) selected.add(i); }
+    box = null;
+    list();
+  } else if (held && !held.moved) point(nearest(x, y, (event.pointerType === "touch" ? 28 : 14) * (window.devicePixelRatio || 1)));
+  held = null;
+});
+canvas.addEventListener("pointercancel", () => { held = box = null; draw(); });
+canvas.addEventListener("pointerleave", () => { if (!held && document.activeElement !== canvas) point(-1); });
+canvas.addEventListener("wheel", (event) => {
+  if (document.activeElement !== canvas && !event.ctrlKey) return; // the page scrolls until the map is clicked
+  event.preventDefault();
+  const [x, y] = where(event);
+  zoom(event.deltaY < 0 ? 1.25 : 0.8, x / canvas.width, y / canvas.height);
+}, {passive: false});
+
+const arrows = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]};
+canvas.addEventListener("keydown", (event) => {
+  const key = event.key;
+  if (key in arrows) step(...arrows[key]);
+  else if (key === "+" || key === "=") zoom(1.4);
+  else if (key === "-") zoom(1 / 1.4);
+  else if (key === "0") zoom(0);
+  else if (key === "Enter" || key === " ") { if (focus >= 0) { selected.has(focus) ? selected.delete(focus) : selected.add(focus); list(); } }
+  else if (key === "Escape") { selected.clear(); point(-1); list(); }
+  else return;
+  event.preventDefault();
+});
+
+function step(right, down) {
+  if (focus < 0) { point(nearest(canvas.width / 2, canvas.height / 2, Infinity)); return; }
+  const [x, y] = place(focus);
+  let best = -1, least = Infinity;
+  for (const i of visible) {
+    if (i === focus) continue;
+    const [px, py] = place(i), along = (px - x) * right + (py - y) * down, aside = Math.abs((px - x) * down) + Math.abs((py - y) * right);
+    const far = along + 2 * aside;
+    if (along > 0 && far < least) [best, least] = [i, far];
+  }
+  if (best >= 0) point(best);
+}
+
+data.splits.forEach((name, number) => {
+  if (data.split.includes(number)) { const option = element("option", name); option.value = number; $("split").append(option); }
+});
+data.classes.forEach((name, c) => {
+  const button = element("button"), dot = element("i");
+  dot.style.background = hue(c);
+  button.append(dot, name);
+  button.setAttribute("aria-pressed", "true");
+  button.addEventListener("click", () => {
+    const on = shownClasses.has(c);
+    on ? shownClasses.delete(c) : shownClasses.add(c);
+    button.setAttribute("aria-pressed", String(!on));
+    filter();
+  });
+  $("legend").append(button);
+});
+const every = element("button", "all / none");
+every.addEventListener("click", () => {
+  const on = shownClasses.size < data.classes.length;
+  data.classes.forEach((_, c) => on ? shownClasses.add(c) : shownClasses.delete(c));
+  $("legend").querySelectorAll("[aria-pressed]").forEach((button) => button.setAttribute("aria-pressed", String(on)));
+  filter();
+});
+$("legend").append(every);
+$("colour").addEventListener("change", draw);
+$("split").addEventListener("change", filter);
+$("select").addEventListener("click", () => $("select").setAttribute("aria-pressed", String($("select").getAttribute("aria-pressed") !== "true")));
+$("in").addEventListener("click", () => zoom(1.5));
+$("out").addEventListener("click", () => zoom(1 / 1.5));
+$("home").addEventListener("click", () => zoom(0));
+$("clear").addEventListener("click", () => { selected.clear(); list(); });
+$("copy").addEventListener("click", () => { const text = document.querySelector("#list textarea"); text.select(); document.execCommand("copy"); });
+new ResizeObserver(draw).observe(canvas);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+filter();

@@ -1,0 +1,189 @@
+"""The audit on made-up vectors and painted images whose faults are known."""
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_cli import run  # noqa: F401 - a fixture
+from test_findings import make_store
+from test_store import make_index
+
+from pipeline.errors import UsageError
+from pipeline.features.store import FeatureStore, write_store
+from pipeline.insight.audit import KINDS, audit, out_of_fold, robust_z
+from pipeline.insight.pictures import look_at, pack
+
+
+def found(result, kind):
+    return [f for f in result.findings if f.kind == kind and f.action != "keep"]
+
+
+def test_duplicates_are_named_once_with_the_image_they_repeat(tmp_path):
+    splits = ["train"] * 120
+    splits[0:6:2] = ["test"] * 3  # images 0, 2, 4; their copies 1, 3, 5 are in train
+    store = make_store(tmp_path / "f.h5", splits=splits)
+    store.index.digests[7] = store.index.digests[6]
+    store.index.labels[9] = 1 - store.index.labels[8]
+    result = audit(store, images=False)
+    leaks = found(result, "leakage")
+    assert {(f.action, f.path, f.suggestion) for f in leaks} == {
+        ("exclude", f"00{i}.jpg", f"00{i - 1}.jpg") for i in (1, 3, 5)
+    }
+    assert [f.path for f in found(result, "exact-duplicate")] == ["007.jpg"]
+    assert [f.path for f in found(result, "contradiction")] == ["009.jpg"]
+    assert {f.path for f in found(result, "near-duplicate")} == {f"{i:03d}.jpg" for i in range(11, 24, 2)}
+    groups = {f.path: f.group for f in result.findings if f.group}
+    assert all(groups[f"{i:03d}.jpg"] == f"{i - i % 2:03d}.jpg" for i in range(24))
+
+
+def clusters(n=400, d=80, k=4, seed=0, gap=3):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, k, n)
+    return (rng.standard_normal((n, d)) + gap * np.eye(k, d)[y]).astype(np.float32), y
+
+
+def store_of(path, X, y, **changes):
+    index = make_index([f"{i}.jpg" for i in range(len(X))], X.shape[1])
+    classes = tuple("abcdefgh"[: y.max() + 1])
+    write_store(path, dataclasses.replace(index, labels=y.astype(np.int32), classes=classes, **changes), [X])
+    return FeatureStore(path)
+
+
+def test_flipped_labels_come_first(tmp_path):
+    X, y = clusters(gap=5)
+    flipped = np.arange(0, 400, 40)
+    y[flipped] = (y[flipped] + 1) % 4
+    errors = found(audit(store_of(tmp_path / "f.h5", X, y), images=False), "label-error")
+    first = {f.path for f in errors[: len(flipped)]}
+    assert len(first & {f"{i}.jpg" for i in flipped}) >= 9
+    assert [f.score for f in errors] == sorted((f.score for f in errors), reverse=True)
+    assert all(f.suggestion != f.label and f.action == "review" for f in errors)
+
+
+def test_out_of_fold_probabilities_are_those_of_ridge_regression():
+    from scipy.special import softmax
+    from sklearn.linear_model import Ridge
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    from pipeline.heads.softmax_head import fit_temperature
+    from pipeline.insight.audit import _RIDGE
+
+    X, y = clusters(n=150, d=20)
+    X -= X.mean(axis=0)
+    units = np.arange(150) // 2
+    p = out_of_fold(X, y, units, seed=3)
+    np.testing.assert_allclose(p.sum(axis=1), 1)
+    scale = np.trace(X.T @ X) / X.shape[1]
+    best = None
+    for strength in _RIDGE:
+        decisions = np.empty((150, 4))
+        for inner, outer in StratifiedGroupKFold(5, shuffle=True, random_state=3).split(X, y, units):
+            T = np.eye(4)[y[inner]]
+            ridge = Ridge(strength * scale, fit_intercept=False).fit(X[inner], T)
+            decisions[outer] = ridge.predict(X[outer]) + T.mean(axis=0)
+        q = softmax(decisions / fit_temperature(decisions, y), axis=1)
+        loss = -np.log(q[np.arange(150), y]).mean()
+        best = min(best or (np.inf, None), (loss, q), key=lambda pair: pair[0])
+    np.testing.assert_allclose(p, best[1], atol=1e-4)
+
+
+def test_an_image_like_no_other_is_an_outlier(tmp_path):
+    X, y = clusters()
+    X[17] = 12 * np.random.default_rng(5).standard_normal(80)
+    outliers = found(audit(store_of(tmp_path / "f.h5", X, y), images=False), "outlier")
+    assert outliers[0].path == "17.jpg"
+    assert len(outliers) <= 4
+
+
+def test_small_classes_and_those_missing_from_a_split(tmp_path):
+    X, y = clusters(n=90, k=3)
+    y[:] = np.repeat([0, 1, 2], [60, 26, 4])
+    splits = ["train"] * 50 + ["test"] * 10 + ["train"] * 30
+    small = found(audit(store_of(tmp_path / "f.h5", X, y, splits=splits), images=False), "small-class")
+    assert {(f.label, f.detail) for f in small} == {
+        ("b", "26 train images, 0 test images"),
+        ("c", "4 train images, 0 test images"),
+    }
+
+
+def test_a_class_told_apart_by_file_size_is_a_shortcut(tmp_path):
+    X, y = clusters(k=2)
+    sizes = np.random.default_rng(0).integers(1000, 2000, (400, 2))
+    sizes[y == 1, 0] = 1500 + np.arange((y == 1).sum()) % 9  # neither large nor small, but always about the same
+    shortcuts = found(audit(store_of(tmp_path / "f.h5", X, y, sizes_mtimes=sizes), images=False), "shortcut")
+    assert [f.label for f in shortcuts if f.score > 0.95] == ["b"]
+    assert "file size alone tells this class" in shortcuts[0].detail
+    sizes[:, 0] = np.random.default_rng(9).integers(1000, 2000, 400)
+    even = store_of(tmp_path / "g.h5", X, y, sizes_mtimes=sizes)
+    assert not found(audit(even, images=False), "shortcut")
+
+
+@pytest.fixture
+def gallery(tmp_path):
+    """Forty noisy photographs of 80 x 60, of which some are dark, blank, blurred or huge; vectors are random."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    names = [f"{i}.png" for i in range(40)]
+    for i, name in enumerate(names):
+        pixels = np.kron(rng.integers(0, 256, (6, 8, 3), np.uint8), np.ones((10, 10, 1), np.uint8))
+        if i == 3:
+            pixels //= 8
+        if i == 5:
+            pixels[:] = 120
+        image = Image.fromarray(pixels)
+        if i == 7:
+            image = image.resize((8, 6), Image.Resampling.BOX).resize((80, 60), Image.Resampling.BICUBIC)
+        if i == 9:
+            image = image.resize((800, 600), Image.Resampling.NEAREST)
+        image.save(folder / name)
+    (folder / "11.png").write_text("gone bad")
+    X = rng.standard_normal((40, 80)).astype(np.float32)
+    index = make_index(names, 80, root=str(folder), labels=np.full(40, -1, np.int32), splits=[""] * 40)
+    write_store(tmp_path / "f.h5", index, [X])
+    return FeatureStore(tmp_path / "f.h5")
+
+
+def test_bad_photographs_are_found(gallery):
+    result = audit(gallery)
+    kinds = {kind: [f.path for f in found(result, kind)] for kind in ("dark", "blank", "blurred", "odd-size")}
+    assert kinds == {"dark": ["3.png"], "blank": ["5.png"], "blurred": ["7.png"], "odd-size": ["9.png"]}
+    assert any("1 image file of 40 could not be read in" in note for note in result.notes)
+    assert list(result.counts()) == [kind for kind in KINDS if found(result, kind)]
+
+
+def test_pictures_are_measured_and_packed(gallery):
+    pictures = look_at(gallery, side=20, wanted=[0, 9, 11])
+    assert sorted(pictures.thumbnails) == [0, 9]
+    assert pictures.thumbnails[9].size == (20, 15)
+    assert pictures.column("width")[[0, 9]].tolist() == [80, 800]
+    assert pictures.unreadable == 1
+    sheets = pack({row: Image.new("RGB", (20, 20), (row, 0, 0)) for row in range(300)}, side=20)
+    assert len(sheets.addresses) == 2
+    assert sheets.style(257) == "background-image:var(--s20-1);background-position:-20px 0px"
+
+
+def test_robust_z_of_equal_values_is_0():
+    assert robust_z(np.ones(5)).tolist() == [0] * 5
+
+
+def test_an_empty_file_is_an_error(tmp_path):
+    write_store(tmp_path / "f.h5", make_index([], 80), [np.empty((0, 80), np.float32)])
+    with pytest.raises(UsageError, match="holds no image; extract some first"):
+        audit(tmp_path / "f.h5")
+
+
+def test_the_command_prints_counts_and_writes_the_table(run, gallery, tmp_path):  # noqa: F811
+    code, out, err = run("audit", gallery.path, "--out", tmp_path / "f.csv")
+    assert code == 0
+    assert "      1 dark: hardly any light" in out
+    assert "40 images: " in out
+    assert "note: 1 image file of 40" in err
+    with (tmp_path / "f.csv").open() as file:
+        assert {"3.png", "5.png", "7.png", "9.png"} <= {row["path"] for row in csv.DictReader(file)}
+    data = json.loads(run("audit", gallery.path, "--no-images", "--json")[1])
+    assert not set(data["findings"]) & {"dark", "blank", "blurred", "odd-size"}
+    assert data["images"] == 40

@@ -1,0 +1,108 @@
+"""The table of findings: what the audit writes, a person edits, and the training reads."""
+
+import numpy as np
+import pytest
+from test_store import make_index
+
+from pipeline.errors import TrainingError, UsageError
+from pipeline.features.store import FeatureStore, write_store
+from pipeline.heads.joining import load_training_data, train_head
+from pipeline.images.findings import Finding, excluded_paths, read_findings, write_findings
+
+FINDINGS = [
+    Finding("exclude", "leakage", "cat/ä,\n1.jpg", "cat", "train", "cat/2.jpg", 0.98765, "g", 'same "picture"'),
+    Finding("review", "dark", "cat/\udcff 2.jpg ", "cat", score=0.5),
+    Finding("review", "small-class", "", "dog"),
+]
+
+
+def test_what_is_written_is_read_back_without_the_rows_about_classes(tmp_path):
+    write_findings(FINDINGS, tmp_path / "a" / "f.csv")
+    back = read_findings(tmp_path / "a" / "f.csv")
+    assert [(f.action, f.kind, f.path, f.group, f.detail) for f in back] == [
+        (f.action, f.kind, f.path, f.group, f.detail) for f in FINDINGS[:2]
+    ]
+    assert excluded_paths(back) == {"cat/ä,\n1.jpg"}
+
+
+def test_a_spreadsheet_may_have_saved_it(tmp_path):
+    (tmp_path / "f.csv").write_bytes("\ufeffpath,action\r\na.jpg, Exclude\r\nb.jpg,\r\n".encode())
+    assert excluded_paths(read_findings(tmp_path / "f.csv")) == {"a.jpg"}
+
+
+def test_a_plain_list_of_paths_excludes_all(tmp_path):
+    (tmp_path / "f.csv").write_text("path\na.jpg\nb.jpg\n")
+    assert excluded_paths(read_findings(tmp_path / "f.csv")) == {"a.jpg", "b.jpg"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,action\na.jpg,drop\n", "the action of finding 1 is 'drop'; expected one of exclude, review, keep"),
+        ("file\na.jpg\n", "has the columns file; expected at least path"),
+        ("", r"has the columns \(none\); expected at least path"),
+    ],
+)
+def test_a_table_that_says_something_else_is_refused(tmp_path, text, message):
+    (tmp_path / "f.csv").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        read_findings(tmp_path / "f.csv")
+
+
+def make_store(path, n=120, d=96, same=12, splits=None):
+    """Two classes of random vectors; image 2i and 2i + 1 show nearly the same for the first `same` pairs."""
+    rng = np.random.default_rng(0)
+    labels = (np.arange(n) // 2 % 2).astype(np.int32)
+    X = rng.standard_normal((n, d)) + labels[:, None]
+    X[1 : 2 * same : 2] = X[0 : 2 * same : 2] + 0.1 * rng.standard_normal((same, d))
+    changes = {"labels": labels, "classes": ("cat", "dog"), "splits": splits or [""] * n}
+    index = make_index([f"{i:03d}.jpg" for i in range(n)], d, **changes)
+    write_store(path, index, [X.astype(np.float32)])
+    return FeatureStore(path)
+
+
+def test_excluded_images_take_no_part(tmp_path):
+    store = make_store(tmp_path / "f.h5")
+    findings = [Finding("exclude", "dark", path) for path in store.paths[:7]]
+    data = load_training_data(store, 0, findings)
+    assert data.paths == tuple(store.paths[7:])
+    np.testing.assert_array_equal(data.X, store.features[7:])
+    assert "7 images left out, as the findings say" in data.notes
+    write_findings(findings, tmp_path / "f.csv")
+    bundle, report = train_head(store, "nearest-centroid", exclude=tmp_path / "f.csv")
+    assert report.provenance["images"] == 113
+    assert [row["path"] for row in bundle.provenance["findings"]] == list(store.paths[:7])
+
+
+def test_findings_of_another_file_are_an_error(tmp_path):
+    store = make_store(tmp_path / "f.h5")
+    with pytest.raises(UsageError, match="none of the 1 image to exclude is in"):
+        load_training_data(store, 0, [Finding("exclude", "dark", "other.jpg")])
+    with pytest.raises(TrainingError, match="exclude every image"):
+        load_training_data(store, 0, [Finding("exclude", "dark", path) for path in store.paths])
+
+
+def test_near_duplicates_share_a_drawn_split(tmp_path):
+    store = make_store(tmp_path / "f.h5")
+    data = load_training_data(store)
+    assert (data.splits[0:24:2] == data.splits[1:24:2]).all()
+    assert (data.groups[0:24:2] == data.groups[1:24:2]).all()
+    assert not any(data.groups[24:])
+    assert len(set(data.splits.tolist())) == 3
+    assert any(note.startswith("24 images with duplicates or near duplicates") for note in data.notes)
+
+
+def test_so_do_images_of_the_same_bytes_and_of_one_group_in_the_findings(tmp_path):
+    store = make_store(tmp_path / "f.h5", same=0)
+    store.index.digests[51] = store.index.digests[50]
+    told = [Finding("keep", "near-duplicate", store.paths[row], group="g") for row in range(60, 90)]
+    data = load_training_data(store, 0, told)
+    assert data.groups[50] == data.groups[51] == "050.jpg"
+    assert len(set(data.splits[60:90].tolist())) == 1
+
+
+def test_splits_of_the_user_stay(tmp_path):
+    splits = [("train", "test")[i % 2] for i in range(120)]
+    data = load_training_data(make_store(tmp_path / "f.h5", splits=splits))
+    assert data.splits.tolist() == splits
+    assert not any(data.groups)

@@ -1,0 +1,296 @@
+"""The report and the audit on real photographs: faults planted and found, the page opened in a real browser."""
+
+import io
+import json
+import random
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+from test_cli import made, run  # noqa: F401 - fixtures
+
+from pipeline.features.extraction import extract
+from pipeline.features.store import FeatureStore
+from pipeline.heads.training import train_head
+from pipeline.insight.audit import audit
+from pipeline.insight.report import Options, write_report
+
+HOSTILE = "<img src=x onerror=alert(1)>.jpg"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+DRIVER = shutil.which("chromedriver")
+
+pytestmark = pytest.mark.xdist_group("report")
+
+
+def plant(folder, count=50):
+    """Write copies of training images into validation: resized, encoded anew, mirrored, or all of it."""
+    originals = random.Random(0).sample(sorted((folder / "train").rglob("*.jpg")), count)
+    pairs = []
+    for number, original in enumerate(originals):
+        with Image.open(original) as opened:
+            image = opened.convert("RGB")
+        if number % 4 in (0, 3):
+            image = image.resize((image.width * 3 // 5, image.height * 3 // 5), Image.Resampling.BICUBIC)
+        if number % 4 in (2, 3):
+            image = ImageOps.mirror(image)
+        copy = folder / "validation" / original.parent.name / f"planted {number}.jpg"
+        image.save(copy, quality=60 if number % 4 in (1, 3) else 85)
+        pairs.append({str(path.relative_to(folder)) for path in (original, copy)})
+    return pairs
+
+
+@pytest.fixture(scope="module")
+def clothing(data, tmp_path_factory):
+    """The clothing photographs with 50 planted copies and a hostile name, and their vectors."""
+    folder = tmp_path_factory.mktemp("clothing")
+    for path in sorted((data / "clothing").rglob("*.jpg")):
+        link = folder / path.relative_to(data / "clothing")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(path)
+    pairs = plant(folder)
+    # Labelled wrongly, so that the page shows it among the mistakes too.
+    shutil.copyfile(next((folder / "validation" / "shoes").glob("*.jpg")), folder / "validation" / "hat" / HOSTILE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KERAS_HOME", str(data / "keras_home"))
+        yield extract(folder, out=folder.parent / "clothing.h5"), pairs
+
+
+def test_planted_copies_are_found(clothing):
+    store, pairs = clothing
+    result = audit(store, images=False)
+    found = [{f.path, f.suggestion} for f in result.findings if f.kind in ("leakage", "contradiction")]
+    assert sum(pair in found for pair in pairs) >= 45
+    assert sum(pair not in pairs for pair in found) <= 10
+
+
+def test_flipped_labels_are_found(clothing):
+    from pipeline.features.neighbours import standardise, unit_rows
+    from pipeline.insight.audit import label_issues
+
+    store, _ = clothing
+    train = np.flatnonzero(np.array(store.splits) == "train")
+    y = store.labels[train].astype(np.int64)
+    rng = np.random.default_rng(0)
+    flipped = rng.choice(len(y), round(0.03 * len(y)), replace=False)
+    y[flipped] = (y[flipped] + rng.integers(1, 10, len(flipped))) % 10
+    issues, _ = label_issues(unit_rows(standardise(store.features[train])), y, np.arange(len(y)))
+    assert np.isin(issues[: len(flipped)], flipped).mean() >= 0.6
+
+
+@pytest.fixture(scope="module")
+def page(clothing, tmp_path_factory):
+    store, _ = clothing
+    folder = tmp_path_factory.mktemp("report")
+    bundle, _ = train_head(store, params={"C": 0.01})
+    bundle.save(folder / "clothing.bundle")
+    options = Options(heat_maps=3, plots=folder / "plots")
+    written = write_report(folder / "clothing.bundle", folder / "report.html", options=options)
+    assert not written.notes
+    return written
+
+
+def test_the_page_is_complete_in_itself(page):
+    text = page.path.read_text("utf-8")
+    assert page.bytes == page.path.stat().st_size < 10e6
+    assert not re.search(
+        r"""(?:src|href)=["']?(?!data:|#)""", re.sub(r"&lt;.*?&gt;|<script.*?</script>", "", text, flags=re.S)
+    )
+    assert not re.search(r"url\((?!data:)", text)
+    assert "default-src 'none'" in text
+    assert HOSTILE not in text
+    assert {path.name for path in page.plots} >= {"confusion.png", "confusion.svg", "reliability.png", "coverage.svg"}
+    assert page.findings["leakage"] >= 45
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("there is no chromium and chromedriver: the page is not opened in a browser")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(params=[(1280, 900), (390, 844)], ids=["desktop", "phone"])
+def opened(browser, page, request):
+    """The page in a browser without a network, at the width of a desk and of a phone."""
+    width, height = request.param
+    browser.execute_cdp_cmd("Network.enable", {})
+    offline = {"offline": True, "latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
+    browser.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
+    shape = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", shape)
+    browser.get_log("browser")
+    browser.get_log("performance")
+    browser.get(page.path.as_uri())
+    yield browser
+    assert browser.get_log("browser") == []  # no error, no warning, nothing refused
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
+    assert {url for url in asked if not url.startswith("data:")} == {page.path.as_uri()}
+
+
+def by_css(browser, selector):
+    return browser.find_elements("css selector", selector)
+
+
+def picture_of(element):
+    """The pixels of an element on the screen."""
+    return np.asarray(Image.open(io.BytesIO(element.screenshot_as_png)).convert("RGB"), np.float64)
+
+
+def shown(browser):
+    return int(by_css(browser, "#count")[0].text.split()[0])
+
+
+def test_every_part_is_drawn_and_fits_the_width(opened):
+    assert opened.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
+    assert "accuracy" in by_css(opened, ".verdict")[0].text
+    parts = [".verdict", "#classes table", ".confusion", ".card .pair", "figure img", "#map canvas"]
+    for selector in parts:
+        pixels = picture_of(by_css(opened, selector)[0])
+        assert min(pixels.shape[:2]) >= 20, selector
+        assert pixels.std() > 8, f"{selector} is blank"
+    # A photograph has many colours, one that failed to load has one.
+    photographs = by_css(opened, "#answers .thumb")[:5]
+    for each in photographs:
+        assert len(np.unique(picture_of(each).reshape(-1, 3), axis=0)) > 1000
+    assert not [img for img in by_css(opened, "img") if img.get_property("naturalWidth") == 0]
+
+
+def test_pointing_at_the_map_shows_the_photograph(opened):
+    from selenium.webdriver import ActionChains
+
+    canvas = by_css(opened, "#map canvas")[0]
+    opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    x, y = opened.execute_script("const r = canvas.width / canvas.clientWidth; return place(0).map((v) => v / r)")
+    size = canvas.size
+    tip = by_css(opened, "#tip")[0]
+    assert not tip.is_displayed()
+    ActionChains(opened).move_to_element_with_offset(canvas, round(x - size["width"] / 2), round(y - size["height"] / 2)).perform()  # fmt: skip  # noqa: E501
+    assert tip.is_displayed()
+    assert len(np.unique(picture_of(by_css(opened, "#tip .thumb")[0]).reshape(-1, 3), axis=0)) > 300
+    focused = opened.execute_script("return data.path[focus]")
+    assert focused in tip.text
+
+
+def test_filters_colours_and_zoom(opened):
+    canvas = by_css(opened, "#map canvas")[0]
+    total = opened.execute_script("return data.path.length")
+    assert shown(opened) == total
+    before = picture_of(canvas)
+    dress = opened.execute_script("return data.label.filter((label) => label === 0).length")
+    by_css(opened, "#legend button")[0].click()
+    assert shown(opened) == total - dress
+    by_css(opened, "#legend button")[-1].click()  # all
+    assert shown(opened) == total
+    opened.execute_script(
+        "for (const [id, v] of [['split', '1'], ['colour', 'mistake']]) { $(id).value = v; $(id).dispatchEvent(new Event('change')); }"
+    )  # noqa: E501
+    assert shown(opened) == opened.execute_script("return data.split.filter((split) => split === 1).length")
+    by_css(opened, "#in")[0].click()
+    assert opened.execute_script("return view.zoom") == 1.5
+    assert np.abs(picture_of(canvas) - before).mean() > 0.5
+
+
+def test_a_region_is_selected_and_its_paths_are_listed(opened):
+    from selenium.webdriver import ActionChains
+
+    canvas = by_css(opened, "#map canvas")[0]
+    opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    by_css(opened, "#select")[0].click()
+    opened.execute_script("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    width, height = canvas.size["width"], canvas.size["height"]
+    actions = ActionChains(opened).move_to_element_with_offset(canvas, -width // 4, -height // 4).click_and_hold()
+    actions.move_by_offset(width // 2, height // 2).release().perform()
+    inside = opened.execute_script(
+        "return [...data.path.keys()].filter((i) => { const [x, y] = place(i); return x >= canvas.width / 4 && x <= canvas.width * 3 / 4 && y >= canvas.height / 4 && y <= canvas.height * 3 / 4; }).length"  # noqa: E501
+    )
+    paths = by_css(opened, "#list textarea")[0].get_property("value").split("\n")
+    assert abs(len(paths) - inside) <= 0.02 * inside + 5
+    assert len(set(paths)) == len(paths) > 100
+    by_css(opened, "#clear")[0].click()
+    assert not by_css(opened, "#list")[0].is_displayed()
+
+
+def test_the_map_works_by_keyboard(opened):
+    from selenium.webdriver.common.keys import Keys
+
+    canvas = by_css(opened, "#map canvas")[0]
+    canvas.send_keys(Keys.ARROW_RIGHT)
+    first = opened.execute_script("return focus")
+    canvas.send_keys(Keys.ARROW_RIGHT, Keys.ENTER)
+    second = opened.execute_script("return focus")
+    assert first >= 0 <= second != first
+    assert opened.execute_script("return place(arguments[1])[0] > place(arguments[0])[0]", first, second)
+    path = opened.execute_script("return data.path[focus]")
+    assert by_css(opened, "#list textarea")[0].get_property("value") == path
+    canvas.send_keys("+")
+    assert opened.execute_script("return view.zoom") > 1
+    canvas.send_keys(Keys.ESCAPE)
+    assert opened.execute_script("return selected.size") == 0
+
+
+def test_a_cell_of_the_confusion_matrix_opens_its_photographs(opened):
+    cell = next(each for each in by_css(opened, ".confusion .wrong button"))
+    opened.execute_script("arguments[0].scrollIntoView({block: 'center', inline: 'center'})", cell)
+    count = int(cell.text)
+    cell.click()
+    dialog = by_css(opened, "dialog")[0]
+    assert dialog.is_displayed()
+    figures = by_css(opened, "dialog figure")
+    assert len(figures) == count
+    assert "taken for" in figures[0].text
+    by_css(opened, "#close")[0].click()
+    assert not dialog.is_displayed()
+
+
+def test_a_hostile_file_name_is_only_a_name(opened):
+    assert opened.execute_script("return data.path.some((path) => path.endsWith(arguments[0]))", HOSTILE)
+    assert any(HOSTILE in each.text for each in by_css(opened, ".path"))
+    assert not by_css(opened, 'img[src="x"]')
+    opened.execute_script("focus = -1; point(data.path.findIndex((path) => path.endsWith(arguments[0])))", HOSTILE)
+    assert HOSTILE in by_css(opened, "#tip")[0].text
+    assert not by_css(opened, 'img[src="x"]')
+    with pytest.raises(Exception, match="no such alert"):
+        _ = opened.switch_to.alert
+
+
+def test_the_commands_write_a_report(run, made, tmp_path):  # noqa: F811
+    features, bundle, photos = made
+    code, out, err = run("report", bundle, "--out", tmp_path / "r.html", "--map", "pca", "--plots", tmp_path / "p")
+    assert code == 0, err
+    assert "open it in a browser" in out
+    assert (tmp_path / "p" / "confusion.svg").is_file()
+    assert str(features) in (tmp_path / "r.html").read_text()
+    words = ["train-head", features, "--out", bundle, "--head", "nearest-centroid", "--report", tmp_path / "t.html"]
+    code, out, err = run(*words)
+    assert code == 0, err
+    assert f"{tmp_path}/t.html: open it in a browser" in out
+    assert "<title>b.bundle: report</title>" in (tmp_path / "t.html").read_text()
+    shutil.rmtree(photos)  # the numbers are still worth a page
+    data = json.loads(run("report", bundle, "--out", tmp_path / "r.html", "--json")[1])
+    assert any("could not be read" in note for note in data["notes"])
+
+
+def test_a_bundle_and_a_foreign_feature_file(run, made, tmp_path):  # noqa: F811
+    features, bundle, photos = made
+    other = tmp_path / "other.h5"
+    assert run("extract", photos, "--out", other, "--backbone", "vgg16", "--weights", "random", "--size", 32)[0] == 0
+    code, _, err = run("report", bundle, "--out", tmp_path / "r.html", "--features", other)
+    assert (code, "name the files that it was trained on with --features" in err) == (2, True)
+    assert "end it in .html" in run("report", bundle, "--out", tmp_path / "r.pdf")[2]
+    FeatureStore(features).close()
+    Path(features).unlink()
+    assert "cannot read the feature file" in run("report", bundle, "--out", tmp_path / "r.html")[2]
