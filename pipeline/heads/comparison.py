@@ -94,7 +94,7 @@ def compare(
         raise UsageError(f"join {join!r} is unknown; expected one of {', '.join(JOINS)}")
     make_head(head, {}, seed)  # an unknown head is an error before files are read
     data = load_training_data(list(features), seed)
-    X = data.X if data.X.ndim == 2 else data.X[:, 0]
+    X = data.X[:, 0]
     train, validation = data.rows("train"), data.rows("validation")
     if not len(validation) or len(set(data.y[train].tolist())) < 2:
         raise TrainingError(

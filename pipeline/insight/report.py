@@ -173,12 +173,13 @@ class _Answers:
             )
         if tuple(data.classes) != tuple(bundle.classes):
             raise UsageError(f"{files[0]} has other classes than the bundle; name the file that it was trained on")
-        own = data.X if data.X.ndim == 2 else np.ascontiguousarray(data.X[:, 0])  # the first view is the image itself
+        own = np.ascontiguousarray(data.X[:, 0])  # the first view is the image itself
+        asked = data.X if bundle.average_views else own
         positions = data.stores[0].positions
         rows = np.array([positions[path] for path in data.paths], np.int64)
         for store in data.stores[1:]:
             store.close()
-        proba = np.concatenate([bundle.probabilities(own[start : start + 4096]) for start in range(0, len(own), 4096)])
+        proba = np.concatenate([bundle.probabilities(asked[at : at + 4096]) for at in range(0, len(asked), 4096)])
         return cls(data.stores[0], rows, own, data.y, np.asarray(data.splits), proba)
 
 
