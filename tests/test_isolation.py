@@ -67,7 +67,7 @@ def is_running(pid):
         return False
 
 
-def gone(pid, seconds=10):
+def gone(pid, seconds=20):
     end = time.monotonic() + seconds
     while is_running(pid) and time.monotonic() < end:
         time.sleep(0.02)
@@ -77,8 +77,12 @@ def gone(pid, seconds=10):
 def test_trouble_costs_one_image_and_has_a_reason():
     with Decoders(troubled, time_limit=0.5) as decode:
         first = who(decode)[0]
-        assert reason(decode, b"hang") == "timeout: decoding took longer than 0.5 s"
-        assert reason(decode, b"spin") == "timeout: decoding took longer than 0.5 s"
+        assert reason(decode, b"hang") == "timeout: decoding was not done after 2 s"
+        # Not so on a machine so busy that half a second of its processor takes more than two.
+        assert reason(decode, b"spin") in (
+            "timeout: decoding took more than 0.5 s",
+            "timeout: decoding was not done after 2 s",
+        )
         assert reason(decode, b"die") == "crashed: the decoder died twice (SIGSEGV)"
         assert reason(decode, b"raise") == "crashed: the decoder died twice (exit code 1)"
         assert reason(decode, b"eat").startswith("too-large: ")

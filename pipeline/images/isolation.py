@@ -3,7 +3,7 @@
 A child is a fresh Python that imports one decoding function and answers requests on its standard
 input: the content of an image and arguments in JSON go in, pixels or the reason of an `ImageError`
 come out; nothing is pickled in either direction. The kernel ends a child that takes too long
-(``SIGALRM``) or too much memory (``RLIMIT_AS``), and one whose parent has died reads the end of its
+(``SIGPROF``, ``SIGALRM``) or too much memory (``RLIMIT_AS``), and one whose parent has died reads the end of its
 input. Children decode large images one at a time, write to no terminal and are out of reach of Ctrl-C.
 
 >>> from pipeline.images.decode import load_pixels
@@ -37,10 +37,13 @@ from numpy.typing import NDArray
 from pipeline.errors import ImageError, PipelineError, UsageError
 from pipeline.images import decode
 
-__all__ = ["MEMORY_LIMIT", "TIME_LIMIT", "Decoders"]
+__all__ = ["MEMORY_LIMIT", "PATIENCE", "TIME_LIMIT", "Decoders"]
 
 TIME_LIMIT: float = 30.0
-"""Seconds that one image may take; the largest that is allowed takes about three."""
+"""Seconds of processor time that one image may take; the largest that is allowed takes about three."""
+
+PATIENCE: float = 4.0
+"""Times the time limit that may pass on the clock, on a busy machine or in a decoder that only waits."""
 
 MEMORY_LIMIT: int = 3 << 30
 """Bytes of address space of one child; the largest image that is allowed needs 1.2 GB."""
@@ -67,7 +70,7 @@ class Decoders:
     function : callable (bytes, ...) -> ndarray of uint8
         Importable by its module and name. Its further arguments must be JSON.
     time_limit : float
-        Seconds for one image.
+        Seconds of processor time for one image; on the clock, `PATIENCE` times as many.
     memory_limit : int
         Bytes of address space of a child.
 
@@ -136,8 +139,11 @@ class Decoders:
                 answer = child.ask(content, arguments)
             except (EOFError, OSError):
                 status = self._drop(child)
+                if status == -signal.SIGPROF:
+                    raise ImageError("timeout", f"decoding took more than {self._time_limit:g} s") from None
                 if status == -signal.SIGALRM:
-                    raise ImageError("timeout", f"decoding took longer than {self._time_limit:g} s") from None
+                    limit = self._time_limit * PATIENCE
+                    raise ImageError("timeout", f"decoding was not done after {limit:g} s") from None
                 continue
             except BaseException:
                 child.process.kill()
@@ -255,7 +261,8 @@ def _exactly(pipe: Any, count: int) -> bytes:
 def _serve(module: str, name: str, time_limit: float, memory_limit: int, turns: int) -> None:
     """Be a child: answer requests until the parent closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    for number in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
     requests: BinaryIO = os.fdopen(os.dup(0), "rb")
     answers: BinaryIO = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whatever a library prints must not come between
@@ -267,7 +274,7 @@ def _serve(module: str, name: str, time_limit: float, memory_limit: int, turns: 
     def take_turns() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)  # waiting is no fault of this image
         fcntl.lockf(turns, fcntl.LOCK_EX)
-        signal.setitimer(signal.ITIMER_REAL, time_limit)
+        signal.setitimer(signal.ITIMER_REAL, time_limit * PATIENCE)
 
     decode.before_large = take_turns
     try:
@@ -275,8 +282,10 @@ def _serve(module: str, name: str, time_limit: float, memory_limit: int, turns: 
         while True:
             arguments, size = _receive_head(requests)
             content = _exactly(requests, size)
-            signal.setitimer(signal.ITIMER_REAL, time_limit)
+            signal.setitimer(signal.ITIMER_PROF, time_limit)
+            signal.setitimer(signal.ITIMER_REAL, time_limit * PATIENCE)
             head, body = _answer(function, content, arguments)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             signal.setitimer(signal.ITIMER_REAL, 0)
             fcntl.lockf(turns, fcntl.LOCK_UN)
             _send(answers, head, body)

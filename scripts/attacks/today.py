@@ -109,7 +109,7 @@ def keras_input(work: Path, scale: float, seed: int) -> Counts:
     paint_folder(photos, max(20, round(1000 * scale)))
     for kind, (reason, make) in BAD.items():
         if reason != LEFT_OUT:  # a FIFO would block it for good
-            make(photos / "b" / f"bad {kind}.jpg")
+            make(photos / "a" / f"bad {kind}.jpg")
     command = [sys.executable, "-c", _KERAS, str(photos)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     found = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
