@@ -350,7 +350,7 @@ def compare(
 
     FEATURES are feature files of the same images. The head is fitted on the training split and judged on the
     validation split; the test split takes no part. LogME scores vectors without training. Costs are
-    milliseconds per image, as each file's own extraction measured them.
+    milliseconds per image, measured now on some of the images where they still are.
     """
     from pipeline.heads.comparison import compare as run
     from pipeline.heads.comparison import format_contenders, plot_contenders

@@ -9,23 +9,22 @@ from click.testing import CliRunner
 from test_training import make_store
 
 from pipeline import cli
-from pipeline.errors import PipelineError, TrainingError, UsageError
-from pipeline.features.extraction import fill_store
-from pipeline.features.store import FeatureStore, write_store
+from pipeline.errors import PipelineError, TrainingError, UsageError, WeightsError
+from pipeline.features.store import write_store
+from pipeline.heads import comparison
 from pipeline.heads.classifiers import make_head
-from pipeline.heads.comparison import Contender, compare, format_contenders, plot_contenders
+from pipeline.heads.comparison import Contender, compare, format_contenders, measure_cost, plot_contenders
 from pipeline.heads.evaluation import display_width
 from pipeline.heads.joining import load_training_data
 from pipeline.heads.transferability import logme
 
 
 @pytest.fixture
-def files(tmp_path):
+def files(tmp_path, monkeypatch):
     """One file with clear vectors of two layers, one with noisy ones whose cost is not known."""
+    monkeypatch.setattr(comparison, "measure_cost", lambda store: 2.5 if store.path.stem == "good" else None)
     good = make_store(tmp_path / "good.h5", n=300, dim=6, noise=0.6)
-    index = dataclasses.replace(
-        good.index, segments={"early": (0, 1), "last": (1, 6)}, created_with={"ms_per_image": "2.5"}
-    )
+    index = dataclasses.replace(good.index, segments={"early": (0, 1), "last": (1, 6)})
     write_store(tmp_path / "good.h5", index, [good.features])
     poor = make_store(tmp_path / "poor.h5", n=300, dim=4, noise=4.0, seed=1)
     return [str(tmp_path / "good.h5"), str(poor.path)]
@@ -131,22 +130,19 @@ def test_the_command(files, tmp_path):
     assert len(json.loads(result.stdout)["contenders"]) == 5
 
 
-def test_an_extraction_measures_its_cost(tmp_path):
-    from conftest import paint
-    from fake import Factory
+@pytest.mark.usefixtures("fake_engine")
+def test_the_cost_is_measured_where_images_and_network_are_at_hand(photos, store):
+    assert 0 < measure_cost(store) < 1000
+    (photos / "ant" / "0.png").write_bytes(b"no longer an image")
+    assert measure_cost(store) is None
+    for path in photos.rglob("*.png"):
+        path.unlink()
+    assert measure_cost(store) is None
 
-    from pipeline.images.manifest import Manifest
 
-    def extracted(count):
-        for i in range(count):
-            paint(tmp_path / "p" / "ab"[i % 2] / f"{i}.png", (i, 0, 0))
-        factory = Factory()
-        with fill_store(Manifest.read(tmp_path / "p"), tmp_path / "f.h5", factory.recipe, make_encoder=factory) as made:
-            return made.index.created_with.get("ms_per_image")
+def test_without_the_network_there_is_no_cost(store, monkeypatch):
+    def absent(*_):
+        raise WeightsError("the weights are gone")
 
-    assert extracted(10) is None  # too few to say
-    (tmp_path / "f.h5").unlink()
-    cost = extracted(40)
-    assert 0 < float(cost) < 1000
-    assert extracted(43) == cost  # three more are too few to say something else
-    assert FeatureStore(tmp_path / "f.h5").shape == (43, 3)
+    monkeypatch.setattr(comparison, "make_encoder", absent)
+    assert measure_cost(store) is None

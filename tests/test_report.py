@@ -197,7 +197,7 @@ def test_filters_colours_and_zoom(opened):
     assert shown(opened) == total
     opened.execute_script(
         "for (const [id, v] of [['split', '1'], ['colour', 'mistake']]) { $(id).value = v; $(id).dispatchEvent(new Event('change')); }"
-    )  # noqa: E501
+    )
     assert shown(opened) == opened.execute_script("return data.split.filter((split) => split === 1).length")
     by_css(opened, "#in")[0].click()
     assert opened.execute_script("return view.zoom") == 1.5

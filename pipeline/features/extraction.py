@@ -24,12 +24,11 @@ from pipeline.errors import LockedError, StoreError, UsageError, closest, count_
 from pipeline.features.engines import Encoder, Speed, make_encoder
 from pipeline.features.plan import Found, Fresh, Parts, Plan
 from pipeline.features.recipe import Recipe, RecipeOptions
-from pipeline.features.store import COST, DTYPES, FeatureStore, Index, Skipped, block_rows, write_store
+from pipeline.features.store import DTYPES, FeatureStore, Index, Skipped, block_rows, write_store
 from pipeline.images.isolation import Decoders
 from pipeline.images.manifest import Manifest
 from pipeline.images.views import load_views, parse_views
 
-LEAST_FOR_COST = 32  # images, for a time per image that means something
 PART_SECONDS = 20.0  # a killed run loses at most what came in since the last part
 _AHEAD_BYTES = 64 << 20  # decoded pixels that may wait for the network
 _NO_PIXELS = np.empty((0, 0, 0, 3), np.uint8)
@@ -309,7 +308,7 @@ class PartWriter:
         self.extracted = 0
         self._rows: Batch = []
         self._vectors: list[NDArray[np.float32]] = []
-        self._started = self._since = time.monotonic()
+        self._since = time.monotonic()
 
     def add(self, batch: Batch, vectors: NDArray[np.float32]) -> None:
         """Take the vectors (n, views, dim) of a batch; commit when a part is full or overdue."""
@@ -339,7 +338,7 @@ class PartWriter:
             labels=np.full(count, -1, np.int32),
             splits=[""] * count,
             groups=[""] * count,
-            created_with=_versions(self.encoder.name) | self._cost(),
+            created_with=_versions(self.encoder.name),
         )
         number = self.parts.commit(index, np.array(self._vectors, np.float32))
         for row, (image, fresh) in enumerate(self._rows):
@@ -347,14 +346,6 @@ class PartWriter:
         self.extracted += count
         self._rows, self._vectors = [], []
         self._since = time.monotonic()
-
-    def _cost(self) -> dict[str, str]:
-        """Return the time per image from decoding to vector; that of an earlier run where this one did too few."""
-        count = self.extracted + len(self._rows)
-        if count >= LEAST_FOR_COST:
-            return {COST: f"{1000 * (time.monotonic() - self._started) / count:.3g}"}
-        before = [source.index.created_with for source in self.parts.sources]
-        return next(({COST: each[COST]} for each in reversed(before) if COST in each), {})
 
 
 def _digests(digests: list[bytes]) -> NDArray[np.uint8]:

@@ -30,7 +30,6 @@ from pipeline.images.views import parse_views
 FORMAT = "twostage-features"
 FORMAT_VERSION = 1
 DTYPES = ("float32", "float16")
-COST = "ms_per_image"  # in created_with, beside the versions: what the extraction took from decoding to vector
 BLOCK_BYTES = 8 << 20  # what is read, written and committed at once
 _CHUNK_BYTES = 256 << 10
 _MAX_DEFLATE = 1100  # zlib cannot expand further; more is a forged shape

@@ -1,8 +1,11 @@
 """The race of backbones: feature files, their layers and joins, by accuracy, LogME and cost."""
 
+import contextlib
 import itertools
 import os
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import PipelineError, TrainingError, UsageError
-from pipeline.features.store import COST, FeatureStore
+from pipeline.errors import ImageError, PipelineError, TrainingError, UsageError
+from pipeline.features.engines import Speed, make_encoder
+from pipeline.features.store import FeatureStore
 from pipeline.heads.classifiers import make_head
 from pipeline.heads.evaluation import display_width, printable, shorten, wilson_interval
 from pipeline.heads.joining import Features, load_training_data
 from pipeline.heads.transferability import logme
+from pipeline.images.decode import read_bytes
+from pipeline.images.views import load_views
 
 JOINS = ("none", "pairs", "all")
+_COST_IMAGES = 64
 
 
 @dataclass(frozen=True)
@@ -37,8 +44,8 @@ class Contender:
     interval : tuple of two float
         95 %, Wilson.
     milliseconds : float or None
-        To extract one image, as its file's own extraction measured it, the sum where several were joined; None
-        where a file does not know. Layers of one file cost what the file costs.
+        To decode and encode one image on this machine, the sum where several were joined; None where its images or
+        its network are not at hand. Layers of one file cost what the file costs.
     """
 
     name: str
@@ -101,9 +108,10 @@ def compare(
             f"{len(train)} training images and {len(validation)} validation images cannot be compared on; expected"
             " both, with at least two classes in training: give the images other splits, or none"
         )
-    lanes = _lanes(data.stores, join)
+    costs = [measure_cost(store) for store in data.stores]
+    lanes = _lanes(data.stores, join, costs)
     found = []
-    for number, (name, columns, cost) in enumerate(lanes):
+    for number, (name, columns, milliseconds) in enumerate(lanes):
         vectors = X[:, columns]
         fitted = make_head(head, {}, seed).fit(vectors[train], data.y[train])
         right = int((fitted.predict(vectors[validation]) == data.y[validation]).sum())
@@ -114,7 +122,7 @@ def compare(
                 logme=logme(_levelled(vectors[train]), data.y[train]),
                 accuracy=right / len(validation),
                 interval=wilson_interval(right, len(validation)),
-                milliseconds=cost,
+                milliseconds=milliseconds,
             )
         )
         if progress:
@@ -129,14 +137,15 @@ def _levelled(X: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.asarray(vectors / np.where(size > 0, size, 1.0))
 
 
-def _lanes(stores: Sequence[FeatureStore], join: str) -> list[tuple[str, NDArray[np.int64], float | None]]:
+def _lanes(
+    stores: Sequence[FeatureStore], join: str, costs: Sequence[float | None]
+) -> list[tuple[str, NDArray[np.int64], float | None]]:
     """Return name, columns and cost of each contender: files, layers of files, files together."""
     names = [Path(store.path).stem for store in stores]
     if len(set(names)) < len(names):
         names = [os.fspath(store.path) for store in stores]
     starts = np.cumsum([0, *(store.shape[-1] for store in stores)])
     files = [np.arange(start, stop) for start, stop in itertools.pairwise(starts.tolist())]
-    costs = [_cost(store) for store in stores]
     lanes = []
     for name, columns, cost, store in zip(names, files, costs, stores, strict=True):
         lanes.append((name, columns, cost))
@@ -152,10 +161,40 @@ def _lanes(stores: Sequence[FeatureStore], join: str) -> list[tuple[str, NDArray
     return lanes
 
 
-def _cost(store: FeatureStore) -> float | None:
+def measure_cost(store: FeatureStore, speed: Speed = Speed()) -> float | None:
+    """Time what it takes to decode and encode an image as a feature file's recipe says.
+
+    Up to 64 of its images go through, after a first batch that does not count.
+
+    Returns
+    -------
+    float or None
+        Milliseconds per image; None where no image, or not the network, is at hand.
+    """
+    recipe, root = store.recipe, Path(store.index.root)
+    contents = []
+    for path in store.paths[:_COST_IMAGES]:
+        with contextlib.suppress(ImageError):
+            contents.append(read_bytes(root / path))
+    if not contents:
+        return None
     try:
-        return float(store.index.created_with[COST])
-    except (KeyError, ValueError):
+        encoder = make_encoder(recipe, speed)
+    except PipelineError:
+        return None
+
+    def encode() -> float:
+        started = time.perf_counter()
+        with ThreadPoolExecutor(speed.threads()) as pool:
+            kind = recipe.size, recipe.resize, recipe.views
+            pixels = list(pool.map(lambda content: load_views(content, *kind), contents))
+        encoder.encode(np.concatenate(pixels))
+        return time.perf_counter() - started
+
+    try:
+        encode()
+        return 1000 * encode() / len(contents)
+    except ImageError:  # it could be read when the file was made
         return None
 
 
