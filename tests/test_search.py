@@ -96,7 +96,7 @@ def test_the_race_finds_a_good_head_and_says_how(quick):
     assert chosen["log_loss"] == min(each["log_loss"] for each in whole)
     assert whole[0]["accuracy"] == max(each["accuracy"] for each in whole)
     assert whole[0]["accuracy"] > 0.75
-    assert {each["head"] for each in board} == set(QUICK)
+    assert {each["head"] for each in board} <= set(QUICK)
     assert all(each["fit_seconds"] > 0 and each["predict_seconds_per_1000"] > 0 for each in board)
     assert seen[-1][0] == seen[-1][1]
     # the winner's out-of-fold probabilities are those of fits that did not see the image
@@ -129,10 +129,13 @@ def test_log_loss_chooses_only_among_accuracies_that_chance_could_swap():
 
 def test_clearly_worse_candidates_drop_out(quick, monkeypatch):
     monkeypatch.setattr(search, "RACE", {**QUICK, "dummy": 1.0})
-    board = race(Fitter(make_data(n=300))).candidates
-    dummy = next(each for each in board if each["head"] == "dummy")
-    assert dummy["folds"] == 1
-    assert board[-1] == dummy or board[-1]["folds"] == 1
+    found = race(Fitter(make_data(n=300)))
+    assert "dummy: dropped, clearly worse than logreg on a quarter of a fold's images" in found.notes
+    assert "dummy" not in {each["head"] for each in found.candidates}
+    monkeypatch.setattr(search, "RACE", QUICK)
+    noisy = make_data(n=300, dim=60, noise=3.0)
+    board = race(Fitter(noisy)).candidates
+    assert {each["folds"] for each in board} == {1, 5}, "nobody dropped out after a fold"
 
 
 def test_the_validation_images_choose_where_test_images_are_left(quick):
@@ -165,7 +168,8 @@ def test_a_spent_budget_says_what_was_not_tried(quick):
 
 
 def test_a_head_that_would_take_too_long_is_left_out(quick, monkeypatch):
-    monkeypatch.setattr(search, "_pilot", lambda fitter, name, *_: 1000.0 if name == "svm" else 0.0)
+    fair, seconds = np.full((120, 3), 1 / 3), (0.0, 1000.0)
+    monkeypatch.setattr(search, "_pilot", lambda fitter, name, _, __, outer: (seconds[name == "svm"], fair[outer]))
     found = race(Fitter(make_data()), budget=30)
     assert "svm: not tried, for the budget was spent and a fold takes 1000.0 s" in found.notes
     assert "svm" not in {each["head"] for each in found.candidates}

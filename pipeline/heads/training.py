@@ -207,6 +207,8 @@ def _check_options(head: str, params: Mapping[str, Any], cv: int | None, seed: i
     """Refuse what is wrong before files are read."""
     if head == AUTO and params:
         raise UsageError("head 'auto' chooses the parameters itself; name a head, or leave out the parameters")
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"seed {seed} is no random_state of scikit-learn; give a whole number from 0 to {2**32 - 1}")
     if head != AUTO:
         make_head(head, params, seed)
     if budget is not None and head != AUTO:
