@@ -179,7 +179,10 @@ def test_an_interrupt_says_how_to_go_on(run, monkeypatch, photos, tmp_path):
     assert "run the same command again to go on" in err
 
 
-@pytest.mark.parametrize("name", ["extract", "train_head", "predict", "verify", "demo", "benchmark"])
+@pytest.mark.parametrize(
+    "name",
+    ["extract", "train_head", "predict", "verify", "report", "audit", "similar", "export_vectors", "demo", "benchmark"],
+)
 def test_help_is_quick_and_imports_nothing_heavy(name):
     """The bound of half a second is checked on the imports, which are what it is made of, and generously on time."""
     command = [sys.executable, "-X", "importtime", str(SCRIPTS / f"{name}.py"), "--help"]
