@@ -39,7 +39,7 @@ KINDS = {
 """What is looked for, the worst first."""
 
 FOLDS = 5
-_RIDGE = (0.1, 0.3, 1.0, 3.0)
+_RIDGE = (0.3, 1.0, 3.0)
 _NEIGHBOURS = 5
 _FAR = 3.5  # robust standard deviations
 _FEW = 10
@@ -129,7 +129,7 @@ def audit(
             f"{count_of(pictures.unreadable, 'image file')} of {len(store):,} could not be read in {store.index.root}"
         )
     checks = _Checks(store, notes, seed)
-    findings = [*checks.run(), *(_photographs(checks, pictures) if pictures else []), *_shortcuts(checks, pictures)]
+    findings = [*checks.run(), *_photographs(checks, pictures), *_shortcuts(checks, pictures)]
     order = {kind: number for number, kind in enumerate(KINDS)}
     findings.sort(key=lambda finding: (order[finding.kind], -finding.score, finding.path))
     return Audit(findings, len(store), notes, round(time.monotonic() - started, 3))
@@ -317,7 +317,7 @@ def out_of_fold(
     folds = [out for _, out in StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(Z, y, units)]
     targets = np.eye(y.max() + 1, dtype=np.float32)[y]
     decisions = np.empty((len(_RIDGE), *targets.shape))
-    gram, cross = (Z.T @ Z).astype(np.float64), (Z.T @ targets).astype(np.float64)
+    gram, cross = Z.T @ Z, Z.T @ targets
     scale = np.trace(gram) / len(gram)
     for out in folds:
         Zf, Tf = Z[out], targets[out]
@@ -325,7 +325,7 @@ def out_of_fold(
         share = (targets.sum(axis=0) - Tf.sum(axis=0)) / kept
         inner, outer = gram - Zf.T @ Zf, cross - Zf.T @ Tf
         for number, strength in enumerate(_RIDGE):
-            ridge = inner + strength * scale * np.eye(len(gram))
+            ridge = inner + np.float32(strength * scale) * np.eye(len(gram), dtype=np.float32)
             decisions[number, out] = Zf @ solve(ridge, outer, assume_a="pos") + share
     fitted = [softmax(each / fit_temperature(each, y), axis=1) for each in decisions]
     return max(fitted, key=lambda p: float(np.log(np.clip(p[np.arange(len(y)), y], 1e-12, 1)).mean()))
@@ -347,8 +347,10 @@ def _own_view(store: FeatureStore) -> NDArray[np.float32]:
     return vectors if vectors.ndim == 2 else vectors[:, 0]  # the first view is the image itself
 
 
-def _photographs(checks: _Checks, pictures: Pictures) -> Iterator[Finding]:
+def _photographs(checks: _Checks, pictures: Pictures | None) -> Iterator[Finding]:
     """Find dark, blank, blurred and odd-sized images; bounds are those of the eye, and of the other images."""
+    if pictures is None or pictures.unreadable == len(pictures.measures):
+        return
     width, height, dark, light, contrast, sharpness = pictures.measures.T
     with np.errstate(invalid="ignore"):
         blurred = (robust_z(np.log(sharpness + 1)) < -_FAR) & (sharpness < 40)
@@ -365,7 +367,7 @@ def _photographs(checks: _Checks, pictures: Pictures) -> Iterator[Finding]:
         sides = np.sqrt(width * height), width / height
         usual = [np.nanmedian(each) for each in sides]
         far = np.max([np.abs(np.log2(each / middle)) for each, middle in zip(sides, usual, strict=True)], axis=0)
-    bound = max(1.0, float(np.nanquantile(far, 0.99))) if not np.isnan(far).all() else np.inf
+    bound = max(1.0, float(np.nanquantile(far, 0.99)))
     for row in np.flatnonzero(far > bound).tolist():
         text = (
             f"{width[row]:.0f} x {height[row]:.0f} pixels; usual is {usual[0]:.0f} a side, {usual[1]:.2f} wide to high"

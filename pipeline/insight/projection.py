@@ -24,7 +24,7 @@ def _tsne(axes: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
     from sklearn.manifold import TSNE
 
     perplexity = min(30.0, max(2.0, (len(axes) - 1) / 4))
-    model = TSNE(2, perplexity=perplexity, init="pca", max_iter=500, random_state=seed, n_jobs=-1)
+    model = TSNE(2, perplexity=perplexity, init="pca", max_iter=400, random_state=seed, n_jobs=-1)
     return np.asarray(model.fit_transform(axes), np.float64)
 
 

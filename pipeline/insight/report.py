@@ -32,7 +32,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 MAX_POINTS = 10_000
 _SHOWN = 24  # mistakes, unsure answers, findings of a kind
 _LARGE = 144  # pixels of a photograph beside its facts
-_SMALL = ((2_000, 72), (4_000, 60), (MAX_POINTS, 40))  # points on the map -> pixels of their thumbnails
+_SMALL = ((2_000, 112), (4_000, 88), (MAX_POINTS, 64))  # points on the map -> pixels of their thumbnails
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ function facts(i) {
 function fill(gallery, images) {
   gallery.replaceChildren(...images.slice(0, MOST).map((i) => {
     const figure = element("figure");
-    figure.append(thumb(i), element("div", facts(i)), element("div", data.path[i], "soft"));
+    figure.append(thumb(i), element("div", facts(i)), element("div", data.path[i], "path"));
     return figure;
   }));
   if (images.length > MOST) gallery.append(element("p", `and ${images.length - MOST} more`, "soft"));
@@ -144,7 +144,7 @@ function point(i) {
   focus = i;
   tip.hidden = i < 0;
   if (i >= 0) {
-    tip.replaceChildren(thumb(i), element("div", facts(i)), element("div", data.path[i], "soft"));
+    tip.replaceChildren(thumb(i), element("div", facts(i)), element("div", data.path[i], "path"));
     const ratio = canvas.width / canvas.clientWidth, [x, y] = place(i).map((value) => value / ratio);
     tip.style.left = `${Math.max(0, Math.min(x + 14, canvas.clientWidth - tip.offsetWidth))}px`;
     tip.style.top = `${y + 14 + tip.offsetHeight < canvas.clientHeight ? y + 14 : Math.max(0, y - 14 - tip.offsetHeight)}px`;
