@@ -59,7 +59,7 @@ def disk_full(work: Path, scale: float, seed: int) -> Counts:
     faults = [("ENOSPC", True), ("EDQUOT", True), ("EIO", True), ("EIO", False)]
     for scene in _scenes(work):
         for kind, stays in faults:
-            for step in _some(scene.steps, scale / 2, seed):
+            for step in _some(scene.steps, scale, seed):
                 scene.reset()
                 ending = run(scene.words, scene.out.parent, Fault(step, kind, stays))
                 counts["errors"] += 1
