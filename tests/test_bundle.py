@@ -65,6 +65,32 @@ def test_saving_replaces_a_bundle_and_nothing_else(bundle, tmp_path):
     assert (tmp_path / "mine" / "diary.txt").read_text() == "dear"
 
 
+@pytest.mark.parametrize("kernel", [True, False])
+def test_a_rename_that_fails_leaves_the_old_bundle(bundle, tmp_path, monkeypatch, kernel):
+    from pipeline.heads import bundle as module
+
+    if not kernel:
+        monkeypatch.setattr(module.ctypes, "CDLL", lambda _: None)
+    target = bundle.save(tmp_path / "b")
+    before = (target / "bundle.json").read_bytes()
+    rename = os.rename
+
+    def failing(source, to, **options):
+        if str(source).endswith("new"):
+            raise OSError(5, "Input/output error")
+        return rename(source, to, **options)
+
+    monkeypatch.setattr(os, "rename", failing)
+    if kernel:
+        assert bundle.save(target) == target  # no rename that could fail half-way
+    else:
+        with pytest.raises(BundleError, match=r"cannot write .*Input/output error"):
+            bundle.save(target)
+        assert (target / "bundle.json").read_bytes() == before
+    assert Bundle.load(target).classes == bundle.classes
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
 def test_a_head_with_foreign_types_is_refused_before_it_is_saved(bundle, tmp_path):
     class Own(type(bundle.head[-1])):
         pass

@@ -11,7 +11,8 @@ import torture
 SCALE = {
     "crash.kill": 0.1,
     "crash.crash_at_every_step": 0.05,
-    "crash.disk_full": 0.06,
+    "crash.disk_full": 0.03,
+    "crash.disk_full_of_results": 0.1,
     "crash.small_tmpfs": 0.05,
     "crash.interrupt": 0.1,
     "crash.writers_at_once": 0.1,

@@ -5,6 +5,7 @@ list are restored, Keras heads are weights whose layers are rebuilt here, and ev
 against its SHA-256 before it is opened.
 """
 
+import ctypes
 import functools
 import hashlib
 import json
@@ -50,6 +51,8 @@ TRUSTED_TYPES = (
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
     "sklearn.tree._tree.Tree",
 )
+
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
 @dataclass(repr=False)
@@ -219,8 +222,9 @@ class Bundle:
                 for file in sorted(fresh.iterdir()):
                     publish(file, file)
                 if target.exists():
-                    target.rename(Path(folder) / "old")
-                fresh.rename(target)
+                    _exchange(fresh, target)
+                else:
+                    fresh.rename(target)
         except OSError as error:
             raise BundleError(f"cannot write {target}: {error.strerror}; make space or choose another --out") from error
         return target
@@ -288,6 +292,20 @@ class Bundle:
             raise IntegrityError(
                 f"{folder / DESCRIPTION} does not describe a bundle ({error}); train it anew"
             ) from error
+
+
+def _exchange(fresh: Path, target: Path) -> None:
+    """Swap two folders in one step, where the kernel can; elsewhere in two, the first of which is taken back."""
+    swap = getattr(ctypes.CDLL(None), "renameat2", None)
+    if swap and swap(_HERE, os.fsencode(fresh.absolute()), _HERE, os.fsencode(target.absolute()), _EXCHANGE) == 0:
+        return
+    aside = fresh.with_name("old")
+    target.rename(aside)
+    try:
+        fresh.rename(target)
+    except OSError:
+        aside.rename(target)
+        raise
 
 
 def verify_bundle(path: str | os.PathLike[str]) -> list[str]:

@@ -35,7 +35,7 @@ def bad_images(work: Path, scale: float, seed: int) -> Counts:
     for kind, make in ODD.items():
         make(photos / "b" / f"odd {kind}.jpg")
     victim = Victim(extract_words(photos, out, "--max-bad", "1", "--json"), out.parent)
-    with Memory(victim.process.pid or 0) as memory:
+    with Memory(victim.process.pid or 0, shares=True) as memory:
         ending = victim.ending()
     counts = Counter[str](hangs=ending.code is None, failed=ending.code != 0)
     counts.update({"good": len(good), "bad kinds": len(BAD), "odd kinds": len(ODD)})
