@@ -6,7 +6,8 @@ from test_store import make_index
 
 from pipeline.errors import TrainingError, UsageError
 from pipeline.features.store import FeatureStore, write_store
-from pipeline.heads.joining import load_training_data, train_head
+from pipeline.heads.joining import load_training_data
+from pipeline.heads.training import train_head
 from pipeline.images.findings import Finding, excluded_paths, read_findings, write_findings
 
 FINDINGS = [
