@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ImageError, IntegrityError, RecipeMismatchError, StoreError, UsageError
 from pipeline.features.engines import Encoder
+from pipeline.features.hdf5 import is_replaceable
 from pipeline.features.recipe import Recipe
-from pipeline.features.store import FeatureStore, Index, is_replaceable, write_part
+from pipeline.features.store import FeatureStore, Index, write_part
 from pipeline.images.decode import read_bytes
 from pipeline.images.manifest import Manifest
 

@@ -1,13 +1,10 @@
 """`FeatureStore`: vectors, paths, labels, splits, digests and recipe together in one HDF5 file.
 
-The only user of h5py. HDF5 is not crash-safe, so no file is ever changed in place: rows are
-committed in small immutable parts (each a feature file of its own), and a finished file replaces
-the old one in a single rename. Every dataset carries the checksums of Fletcher-32 and zlib, every string has a
-fixed length (variable-length ones live in a heap without checksums), and ``libver="latest"`` gives
-the metadata checksums too, so that a flipped bit is an error instead of a wrong value.
+HDF5 is not crash-safe, so no file is ever changed in place: rows are committed in small immutable parts (each a
+feature file of its own), and a finished file replaces the old one in a single rename. What makes a flipped bit an
+error instead of a wrong value is in `pipeline.features.hdf5`.
 """
 
-import contextlib
 import io
 import json
 import math
@@ -17,13 +14,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import IntegrityError, StoreError
+from pipeline.features import hdf5
 from pipeline.features.recipe import Recipe
 from pipeline.images.views import parse_views
 
@@ -31,11 +28,6 @@ FORMAT = "twostage-features"
 FORMAT_VERSION = 1
 DTYPES = ("float32", "float16")
 BLOCK_BYTES = 8 << 20  # what is read, written and committed at once
-_CHUNK_BYTES = 256 << 10
-_MAX_DEFLATE = 1100  # zlib cannot expand further; more is a forged shape
-
-
-T = TypeVar("T")
 
 
 class Skipped(NamedTuple):
@@ -153,12 +145,12 @@ class FeatureStore:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.summary: Any = None
-        with _guard(self.path):
-            self._file = _open(self.path)
+        with hdf5.guard(self.path):
+            self._file = hdf5.open_file(self.path)
         try:
-            with _guard(self.path):
+            with hdf5.guard(self.path):
                 self.index = _read_index(self._file)
-                self._features = _plain_dataset(self._file, "features", "f", 1 + len(self.index.row_shape))
+                self._features = hdf5.plain_dataset(self._file, "features", "f", 1 + len(self.index.row_shape))
                 _check_consistency(self._features, self.index)
         except BaseException:
             self._file.close()
@@ -252,7 +244,7 @@ class FeatureStore:
 
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return the vectors of rows ``[start, stop)`` as float32, shaped as `features`."""
-        with _guard(self.path):
+        with hdf5.guard(self.path):
             return np.asarray(self._features[start:stop], np.float32)
 
     def take(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -298,7 +290,7 @@ def write_store(path: Path, index: Index, vectors: Iterable[NDArray[np.float32]]
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("w+b") as raw, ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
-            shield = _Shield(raw)
+            shield = hdf5.Shield(raw)
             # Python raises a signal's exception in the main thread alone: never in the midst of HDF5.
             work = writer.submit(_write_through, shield, index, vectors, dtype)
             try:
@@ -315,62 +307,8 @@ def write_store(path: Path, index: Index, vectors: Iterable[NDArray[np.float32]]
         temporary.unlink(missing_ok=True)
 
 
-class _Shield:
-    """The file that HDF5 writes through; HDF5 never learns of an error, such as a full disk.
-
-    It would not survive it: an error while HDF5 closes a file can end the whole process. So the first
-    error is kept, and whatever is written after it goes nowhere.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.error: BaseException | None = None
-        self._file = file
-        self._at = self._end = 0
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = offset if whence == os.SEEK_SET else self._end + offset
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def write(self, data: bytes) -> int:
-        self._do(lambda: self._file.write(data))
-        self._at += len(data)
-        self._end = max(self._end, self._at)
-        return len(data)
-
-    def readinto(self, buffer: bytearray) -> int:
-        self._do(lambda: self._file.readinto(buffer))  # type: ignore[attr-defined]
-        self._at += len(buffer)
-        return len(buffer)
-
-    def truncate(self, size: int) -> int:
-        self._do(lambda: self._file.truncate(size))
-        self._end = size
-        return size
-
-    def flush(self) -> None:
-        self._do(self._file.flush)
-
-    def while_sound(self, blocks: Iterable[T]) -> Iterator[T]:
-        """Yield from `blocks`, and raise the error as soon as there is one."""
-        for block in blocks:
-            yield block
-            if self.error:
-                raise self.error
-
-    def _do(self, work: Callable[[], object]) -> None:
-        if self.error is None:
-            try:
-                self._file.seek(self._at)
-                work()
-            except Exception as error:  # noqa: BLE001 - none may get into HDF5
-                self.error = error
-
-
-def _write_through(shield: _Shield, index: Index, vectors: Iterable[NDArray[np.float32]], dtype: str) -> None:
-    with _new_file(shield) as file:
+def _write_through(shield: hdf5.Shield, index: Index, vectors: Iterable[NDArray[np.float32]], dtype: str) -> None:
+    with hdf5.new_file(shield) as file:
         _fill(file, index, shield.while_sound(vectors), dtype)
     if shield.error:
         raise shield.error
@@ -385,7 +323,7 @@ def write_part(path: Path, index: Index, vectors: NDArray[np.float32]) -> None:
         If the disk is full or the folder cannot be written.
     """
     image = io.BytesIO()
-    with _new_file(image) as file:
+    with hdf5.new_file(image) as file:
         _fill(file, index, [vectors], "float32")
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -446,56 +384,10 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
     return problems
 
 
-def is_replaceable(path: Path) -> bool:
-    """Say whether --overwrite may replace a file: one that begins as HDF5 files do, damaged or not, or has no bytes."""
-    with path.open("rb") as file:
-        return file.read(8) in (b"\x89HDF\r\n\x1a\n", b"")
-
-
-def _open(path: Path) -> h5py.File:
-    # A look with Python's own open first: HDF5's messages hide the plain reasons.
-    with path.open("rb"):
-        pass
-    return h5py.File(path, "r", locking=False)
-
-
-@contextlib.contextmanager
-def _guard(path: Path) -> Iterator[None]:
-    """Turn whatever a missing or damaged file raises into this package's errors."""
-    try:
-        yield
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise StoreError(
-            f"cannot read the feature file {path}: {error.strerror}; make it with extract.py or check the path"
-        ) from error
-    except (IntegrityError, StoreError) as error:
-        raise type(error)(f"{path}: {error}") from error
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        advice = "extract anew with --overwrite" if is_replaceable(path) else "choose another --out"
-        raise IntegrityError(
-            f"{path} is damaged or no feature file ({type(error).__name__}: {' '.join(str(error).split())[:160]});"
-            f" restore it from a copy or {advice}"
-        ) from error
-
-
-def _new_file(raw: BinaryIO | _Shield) -> h5py.File:
-    # Through the low-level interface, which alone can leave out the times that would make every file differ.
-    creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
-    creation.set_obj_track_times(False)
-    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
-    access.set_libver_bounds(h5py.h5f.LIBVER_LATEST, h5py.h5f.LIBVER_LATEST)
-    access.set_fileobj_driver(h5py.h5fd.fileobj_driver, raw)
-    file = h5py.File(h5py.h5f.create(b"new", h5py.h5f.ACC_EXCL, creation, access))
-    group = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
-    group.set_obj_track_times(False)
-    h5py.h5g.create(file.id, b"skipped", gcpl=group)
-    return file
-
-
-def _fill(file: h5py.File, index: Index, vectors: Iterable[NDArray[np.float32]], dtype: str) -> None:
+def _fill(file: hdf5.File, index: Index, vectors: Iterable[NDArray[np.float32]], dtype: str) -> None:
     count = len(index.paths)
     # Not compressed, but wrapped by zlib for its checksum: to Fletcher-32, 0x0000 and 0xFFFF are the same.
-    features = _create(file, "features", (count, *index.row_shape), np.dtype(dtype), level=0)
+    features = hdf5.create(file, "features", (count, *index.row_shape), np.dtype(dtype), level=0)
     start = 0
     for block in vectors:
         stored = _cast(block, dtype).reshape(len(block), *index.row_shape)
@@ -504,14 +396,14 @@ def _fill(file: h5py.File, index: Index, vectors: Iterable[NDArray[np.float32]],
     if start != count:
         raise AssertionError(f"{start} vectors for {count} paths")
     for name in ("paths", "splits", "groups"):
-        _write_strings(file, name, getattr(index, name))
+        hdf5.write_strings(file, name, getattr(index, name))
     for name in ("labels", "digests", "sizes_mtimes"):
         array = getattr(index, name)
-        _create(file, name, array.shape, array.dtype)[...] = array
-    _write_strings(file, "skipped/paths", [row.path for row in index.skipped])
-    _write_strings(file, "skipped/reasons", [row.reason for row in index.skipped])
+        hdf5.create(file, name, array.shape, array.dtype)[...] = array
+    hdf5.write_strings(file, "skipped/paths", [row.path for row in index.skipped])
+    hdf5.write_strings(file, "skipped/reasons", [row.reason for row in index.skipped])
     tried = np.array([[row.size, row.mtime_ns] for row in index.skipped], np.int64).reshape(-1, 2)
-    _create(file, "skipped/sizes_mtimes", tried.shape, tried.dtype)[...] = tried
+    hdf5.create(file, "skipped/sizes_mtimes", tried.shape, tried.dtype)[...] = tried
     attributes = {
         "format": FORMAT,
         "recipe": index.recipe.to_json(),
@@ -522,8 +414,7 @@ def _fill(file: h5py.File, index: Index, vectors: Iterable[NDArray[np.float32]],
         "created_with": json.dumps(index.created_with, sort_keys=True),
     }
     for name, text in attributes.items():
-        encoded = np.bytes_(_encode(text))
-        file.attrs.create(name, encoded, dtype=h5py.string_dtype("utf-8", max(1, len(encoded))))
+        hdf5.write_attribute(file, name, text)
     file.attrs.create("format_version", FORMAT_VERSION)
 
 
@@ -536,94 +427,38 @@ def _cast(block: NDArray[np.float32], dtype: str) -> NDArray[Any]:
     return block.astype(dtype, copy=False)
 
 
-def _create(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any, level: int = 1) -> h5py.Dataset:
-    row_bytes = max(1, np.dtype(dtype).itemsize * int(np.prod(shape[1:])))
-    chunk = (max(1, min(shape[0], _CHUNK_BYTES // row_bytes)), *shape[1:])
-    return file.create_dataset(
-        name,
-        shape,
-        dtype,
-        maxshape=(None, *shape[1:]),
-        chunks=chunk,
-        fletcher32=True,
-        compression="gzip",
-        compression_opts=level,
-    )
-
-
-def _write_strings(file: h5py.File, name: str, texts: Sequence[str]) -> None:
-    encoded = [_encode(text) for text in texts]
-    length = max(map(len, encoded), default=1) or 1
-    dtype = h5py.string_dtype("utf-8", length)
-    dataset = _create(file, name, (len(encoded),), dtype)
-    if encoded:
-        dataset[...] = np.array(encoded, dtype)
-
-
-def _encode(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
-
-
-def _decode(raw: Any) -> str:
-    return raw if isinstance(raw, str) else bytes(raw).decode("utf-8", "surrogateescape")
-
-
-def _plain_dataset(file: h5py.File, name: str, kinds: str, rank: int) -> h5py.Dataset:
-    """Return a dataset whose bytes lie in this very file and are checksummed; refuse any other kind."""
-    node: Any = file
-    for step in name.split("/"):
-        link = node.get(step, getlink=True)
-        if not isinstance(link, h5py.HardLink):
-            raise IntegrityError(f"dataset {name!r} is {'missing' if link is None else 'a link out of the file'}")
-        node = node[step]
-    if not isinstance(node, h5py.Dataset) or node.is_virtual or node.external or not node.chunks:
-        raise IntegrityError(f"{name!r} is not a chunked dataset stored in this file")
-    if node.dtype.kind not in kinds or node.ndim != rank:
-        raise IntegrityError(
-            f"dataset {name!r} is {node.dtype} of {node.ndim} dimensions, expected {rank} of {kinds!r}"
-        )
-    if not node.fletcher32:
-        raise IntegrityError(f"dataset {name!r} has no checksums")
-    stored = node.id.get_storage_size()
-    if node.nbytes > stored * (_MAX_DEFLATE if node.compression else 1):
-        raise IntegrityError(f"dataset {name!r} claims {node.nbytes} bytes and holds {stored}")
-    return node
-
-
-def _read_strings(file: h5py.File, name: str) -> list[str]:
-    return [_decode(raw) for raw in _plain_dataset(file, name, "S", 1)[...].tolist()]
-
-
-def _read_index(file: h5py.File) -> Index:
+def _read_index(file: hdf5.File) -> Index:
     attributes = {name: file.attrs[name] for name in file.attrs}
-    if _decode(attributes.get("format", b"")) != FORMAT:
+    if hdf5.decode(attributes.get("format", b"")) != FORMAT:
         raise IntegrityError(f"this HDF5 file is no feature file (attribute format is not {FORMAT!r})")
     if int(attributes["format_version"]) > FORMAT_VERSION:
         raise StoreError(
             f"format version {attributes['format_version']} is newer than {FORMAT_VERSION}; upgrade twostage-features"
         )
-    recipe = Recipe.from_json(_decode(attributes["recipe"]))
-    if recipe.fingerprint != _decode(attributes["fingerprint"]):
+    recipe = Recipe.from_json(hdf5.decode(attributes["recipe"]))
+    if recipe.fingerprint != hdf5.decode(attributes["fingerprint"]):
         raise IntegrityError("the fingerprint does not belong to the recipe")
-    tried = _plain_dataset(file, "skipped/sizes_mtimes", "i", 2)[...].tolist()
-    skipped = zip(_read_strings(file, "skipped/paths"), _read_strings(file, "skipped/reasons"), tried, strict=True)
+    tried = hdf5.plain_dataset(file, "skipped/sizes_mtimes", "i", 2)[...].tolist()
+    skipped = zip(
+        hdf5.read_strings(file, "skipped/paths"), hdf5.read_strings(file, "skipped/reasons"), tried, strict=True
+    )
     return Index(
         recipe=recipe,
-        segments={name: (int(a), int(b)) for name, (a, b) in json.loads(_decode(attributes["segments"])).items()},
-        paths=_read_strings(file, "paths"),
-        digests=_plain_dataset(file, "digests", "u", 2)[...],
-        sizes_mtimes=_plain_dataset(file, "sizes_mtimes", "i", 2)[...],
-        labels=_plain_dataset(file, "labels", "i", 1)[...],
-        splits=_read_strings(file, "splits"),
-        groups=_read_strings(file, "groups"),
-        classes=tuple(json.loads(_decode(attributes["classes"]))),
-        root=_decode(attributes["root"]),
+        segments={name: (int(a), int(b)) for name, (a, b) in json.loads(hdf5.decode(attributes["segments"])).items()},
+        paths=hdf5.read_strings(file, "paths"),
+        digests=hdf5.plain_dataset(file, "digests", "u", 2)[...],
+        sizes_mtimes=hdf5.plain_dataset(file, "sizes_mtimes", "i", 2)[...],
+        labels=hdf5.plain_dataset(file, "labels", "i", 1)[...],
+        splits=hdf5.read_strings(file, "splits"),
+        groups=hdf5.read_strings(file, "groups"),
+        classes=tuple(json.loads(hdf5.decode(attributes["classes"]))),
+        root=hdf5.decode(attributes["root"]),
         skipped=tuple(Skipped(path, reason, size, mtime) for path, reason, (size, mtime) in skipped),
-        created_with=json.loads(_decode(attributes["created_with"])),
+        created_with=json.loads(hdf5.decode(attributes["created_with"])),
     )
 
 
-def _check_consistency(features: h5py.Dataset, index: Index) -> None:
+def _check_consistency(features: hdf5.Dataset, index: Index) -> None:
     count = len(features)
     lengths = {
         name: len(getattr(index, name)) for name in ("paths", "digests", "sizes_mtimes", "labels", "splits", "groups")
