@@ -1,5 +1,8 @@
 """Whole paths of strengths: the optima of scikit-learn, found together."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -7,6 +10,7 @@ from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
+from pipeline.heads import linear
 from pipeline.heads.classifiers import HEADS, make_head
 from pipeline.heads.kernel_svm import KernelSVC
 from pipeline.heads.linear import LogisticPath, Spectrum
@@ -125,3 +129,36 @@ def test_the_kernel_machine_decides_as_svc():
         mine, peer = KernelSVC(SVC(C=C)).fit(X[:60], y[:60]), SVC(C=C).fit(X[:60], y[:60])
         np.testing.assert_allclose(mine.decision_function(X), peer.decision_function(X), atol=5e-3)
         assert mine.classes_.tolist() == peer.classes_.tolist()
+
+
+def test_a_decomposition_is_made_once_for_all_who_ask(monkeypatch):
+    made = []
+
+    class Slow(Spectrum):
+        def __init__(self, X, codes):
+            made.append(len(X))
+            time.sleep(0.05)
+            super().__init__(X, codes)
+
+    monkeypatch.setattr(linear, "Spectrum", Slow)
+    rng = np.random.default_rng(0)
+    X, codes = rng.standard_normal((30, 4)), np.arange(30) % 3
+    spectra = linear.Spectra()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: spectra.of(X.copy(), codes), range(8)))
+    assert made == [30]
+    assert len(set(map(id, found))) == 1
+    assert spectra.of(X, (codes + 1) % 3) is not found[0]
+    assert spectra.of(X + 1, codes) is not found[0]
+    for size in range(3, 30):  # those made long ago are forgotten
+        spectra.of(X[:size], codes[:size])
+    assert len(spectra._made) <= linear._KEPT
+    assert spectra.of(X, codes) is not found[0]
+
+
+def test_a_decomposition_that_fails_fails_for_all_who_ask(monkeypatch):
+    monkeypatch.setattr(linear, "Spectrum", lambda X, codes: np.linalg.cholesky(-np.eye(2)))
+    spectra = linear.Spectra()
+    for _ in range(2):
+        with pytest.raises(np.linalg.LinAlgError):
+            spectra.of(np.eye(2), np.array([0, 1]))

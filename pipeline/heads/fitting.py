@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pipeline.heads.classifiers import Calibrate, class_probabilities, make_head
 from pipeline.heads.folds import Folds, make_folds
 from pipeline.heads.joining import TrainingData
+from pipeline.heads.linear import Spectra
 from pipeline.heads.paths import fit_path
 
 Rows = NDArray[np.int64]
@@ -35,6 +36,7 @@ class Fitter:
     data: TrainingData
     seed: int = 0
     average_views: bool = False
+    spectra: Spectra = field(default_factory=Spectra, repr=False, compare=False)
 
     def fit(
         self,
@@ -70,7 +72,8 @@ class Fitter:
                 head[-1].fit(Z, y, validation_data=shown)
                 yield head
         else:
-            yield from fit_path(name, grid, X, y, units=units, seed=self.seed, temperature=temperature, rough=rough)
+            how: Any = {"units": units, "seed": self.seed, "temperature": temperature, "rough": rough}
+            yield from fit_path(name, grid, X, y, **how, spectra=self.spectra)
 
     def probabilities(self, head: Any, rows: Rows, calibrate: Calibrate | None = None) -> NDArray[np.float64]:
         """Return the probability of each class for some rows, float64 (len(rows), number of classes)."""

@@ -5,7 +5,10 @@ of ridge regression and of linear discriminant analysis, `LogisticPath` starts e
 ended. The results are the optima that scikit-learn finds, which the tests hold them to.
 """
 
+import hashlib
+import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from functools import cached_property
 
 import numpy as np
@@ -14,6 +17,7 @@ from numpy.typing import NDArray
 _RANK = 100  # directions that the preconditioner knows exactly
 _MEMORY = 20  # pairs that L-BFGS remembers
 _MAX_STEPS = 2000
+_KEPT = 8  # decompositions: as many as folds, and some
 
 Array = NDArray[np.floating]
 Affine = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -99,6 +103,40 @@ class Spectrum:
         if self.basis.shape[1] == self.dim:
             return shrunk
         return shrunk + (right - self.basis @ inside) / ridge
+
+
+class Spectra:
+    """The decompositions made last, for heads that need the same one; safe to ask from many threads.
+
+    Examples
+    --------
+    >>> X, codes = np.eye(3), np.array([0, 0, 1])
+    >>> spectra = Spectra()
+    >>> spectra.of(X, codes) is spectra.of(X.copy(), codes)
+    True
+    """
+
+    def __init__(self) -> None:
+        self._made: dict[bytes, Future[Spectrum]] = {}
+        self._lock = threading.Lock()
+
+    def of(self, X: Array, codes: NDArray[np.integer]) -> Spectrum:
+        """Return the `Spectrum` of these vectors; who asks while it is being made waits for it."""
+        digest = hashlib.blake2b(np.ascontiguousarray(X).data, digest_size=32)
+        digest.update(repr((X.shape, X.dtype, codes.tobytes())).encode())
+        key = digest.digest()
+        with self._lock:
+            asked = self._made.get(key)
+            made = self._made.setdefault(key, Future()) if asked is None else asked
+            while len(self._made) > _KEPT:
+                del self._made[next(iter(self._made))]
+        if asked is None:
+            try:
+                made.set_result(Spectrum(X, codes))
+            except BaseException as error:
+                made.set_exception(error)
+                raise
+        return made.result()
 
 
 class LogisticPath:

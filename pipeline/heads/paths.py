@@ -1,5 +1,6 @@
 """Fitting one head with many strengths: work that they share is done once."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.heads.classifiers import make_head
-from pipeline.heads.linear import LogisticPath, Spectrum
+from pipeline.heads.linear import LogisticPath, Spectra
 
 Params = Mapping[str, Any]
 
@@ -22,6 +23,7 @@ def fit_path(
     seed: int = 0,
     temperature: float | None = None,
     rough: bool = False,
+    spectra: Spectra | None = None,
 ) -> Iterator[Any]:
     """Fit one head with each of several parameters, in the order given.
 
@@ -40,6 +42,8 @@ def fit_path(
         Of heads that have decision values alone, where it is known; None to choose it out of fold.
     rough : bool
         For comparing heads, not for keeping them: kernels are computed with BLAS.
+    spectra : Spectra or None
+        Where decompositions are kept that other heads may need on the same rows.
 
     Yields
     ------
@@ -61,7 +65,7 @@ def fit_path(
         from pipeline.heads.kernel_svm import KernelSVC
 
         bases = [KernelSVC(base) for base in bases]
-    solve = _solver(name, grid, bases)
+    solve = _solver(name, grid, bases, spectra or Spectra())
     if solve is None and not (wrapped and temperature):
         for head in heads:
             yield head.fit(X, y, **({"head__units": units} if wrapped else {}))
@@ -77,7 +81,7 @@ def fit_path(
         yield head
 
 
-def _fit(bases: Sequence[Any], solve: "Solver | None", Z: NDArray[np.float32], y: NDArray[np.int64]) -> Iterator[Any]:
+def _fit(bases: Sequence[Any], solve: "Solve | None", Z: NDArray[np.float32], y: NDArray[np.int64]) -> Iterator[Any]:
     """Fit copies of the classifiers, together where there is a solver for it."""
     from sklearn.base import clone
 
@@ -93,7 +97,9 @@ def _fit(bases: Sequence[Any], solve: "Solver | None", Z: NDArray[np.float32], y
         yield base
 
 
-def _logistic(Z: NDArray[np.float32], codes: Any, classes: Any, bases: Sequence[Any]) -> Iterator[dict[str, Any]]:
+def _logistic(
+    _: Spectra, Z: NDArray[np.float32], codes: Any, classes: Any, bases: Sequence[Any]
+) -> Iterator[dict[str, Any]]:
     from sklearn.utils.class_weight import compute_class_weight
 
     weights = compute_class_weight(bases[0].class_weight, classes=classes, y=classes[codes])[codes]
@@ -103,10 +109,12 @@ def _logistic(Z: NDArray[np.float32], codes: Any, classes: Any, bases: Sequence[
         yield {"coef_": coef, "intercept_": intercept, "n_iter_": np.array([path.steps], np.int32)}
 
 
-def _ridge(Z: NDArray[np.float32], codes: Any, classes: Any, bases: Sequence[Any]) -> Iterator[dict[str, Any]]:
+def _ridge(
+    spectra: Spectra, Z: NDArray[np.float32], codes: Any, classes: Any, bases: Sequence[Any]
+) -> Iterator[dict[str, Any]]:
     from sklearn.preprocessing import LabelBinarizer
 
-    spectrum = Spectrum(Z, codes)
+    spectrum = spectra.of(Z, codes)
     for base in bases:
         coef, intercept = spectrum.ridge(base.alpha)
         yield {
@@ -116,14 +124,17 @@ def _ridge(Z: NDArray[np.float32], codes: Any, classes: Any, bases: Sequence[Any
         }
 
 
-def _lda(Z: NDArray[np.float32], codes: Any, classes: Any, bases: Sequence[Any]) -> Iterator[dict[str, Any]]:
-    spectrum = Spectrum(Z, codes)
+def _lda(
+    spectra: Spectra, Z: NDArray[np.float32], codes: Any, classes: Any, bases: Sequence[Any]
+) -> Iterator[dict[str, Any]]:
+    spectrum = spectra.of(Z, codes)
     for base in bases:
         coef, intercept = spectrum.lda(base.shrinkage)
         yield {"coef_": coef, "intercept_": intercept, "priors_": spectrum.shares, "means_": spectrum.means}
 
 
-Solver = Callable[[NDArray[np.float32], Any, Any, Sequence[Any]], Iterator[dict[str, Any]]]
+Solve = Callable[[NDArray[np.float32], Any, Any, Sequence[Any]], Iterator[dict[str, Any]]]
+Solver = Callable[[Spectra, NDArray[np.float32], Any, Any, Sequence[Any]], Iterator[dict[str, Any]]]
 # Head: the one parameter that may differ within a path, what may be given, the bound below which it must lie, and
 # what fits them together.
 SHARED: dict[str, tuple[str, frozenset[str], float, Solver]] = {
@@ -133,10 +144,13 @@ SHARED: dict[str, tuple[str, frozenset[str], float, Solver]] = {
 }
 
 
-def _solver(name: str, grid: Sequence[Params], bases: Sequence[Any]) -> Solver | None:
+def _solver(name: str, grid: Sequence[Params], bases: Sequence[Any], spectra: Spectra) -> Solve | None:
     """Return what fits these parameters together, None where scikit-learn fits them one by one."""
-    strength, others, bound, solver = SHARED.get(name, ("", frozenset(), 0.0, None))
+    if name not in SHARED:
+        return None
+    strength, others, bound, solver = SHARED[name]
     values = [getattr(base, strength, None) for base in bases]
     plain = all(isinstance(value, (int, float)) and 0 < value < bound for value in values)
     same = len({str({**params, strength: None}) for params in grid}) == 1
-    return solver if plain and same and all(set(params) <= others for params in grid) else None
+    usable = plain and same and all(set(params) <= others for params in grid)
+    return functools.partial(solver, spectra) if usable else None
