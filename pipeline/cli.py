@@ -37,7 +37,9 @@ def _command(function: Callable[..., int | None]) -> click.Command:
     def guarded(**options: Any) -> None:
         debug = options.pop("debug")
         kept = "what was done is kept, run the same command again to go on"
+        printing = function.__name__ == "predict" and options["out"] == "-"
         hint = kept if function.__name__ == "extract" else "nothing was written"
+        hint = "the rows printed so far are right, the rest is missing" if printing else hint
         sys.exit(_guarded(functools.partial(function, **options), debug, hint))
 
     command = main.command(context_settings=_CONTEXT)(guarded)
@@ -132,7 +134,7 @@ def _speed_options(function: Callable[..., Any]) -> Callable[..., Any]:
             click.option(
                 "--batch-size", type=click.IntRange(1), help="Images per forward pass.  [default: suits the size]"
             ),
-            click.option("--workers", type=click.IntRange(1), help="Decoding threads.  [default: one per core]"),
+            click.option("--workers", type=click.IntRange(1), help="Decoding processes.  [default: one per core]"),
         ]
     ):
         function = option(function)
@@ -487,8 +489,11 @@ def predict(
 
 
 def _feature_files(images: tuple[str, ...]) -> Any:
-    if not all(image.endswith((".h5", ".hdf5")) for image in images):
+    files = [image for image in images if image.endswith((".h5", ".hdf5"))]
+    if not files:
         return None
+    if len(files) < len(images):
+        raise UsageError(f"{files[0]} is a feature file among images; predict from the one or the other")
     from pipeline.features.store import FeatureStore
 
     return [FeatureStore(image) for image in images]

@@ -14,6 +14,8 @@ import importlib.metadata
 import platform
 from collections.abc import Iterable
 
+_LISTED = 20  # names in a message; more are no help
+
 
 class PipelineError(Exception):
     """Base of everything that this package raises on purpose."""
@@ -104,7 +106,10 @@ def closest(name: str, known: Iterable[str]) -> str:
     """
     names = list(known)
     near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names)}"
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"known are {', '.join(names[:_LISTED])}{more}"
 
 
 def installed_versions(*names: str) -> dict[str, str]:

@@ -119,9 +119,13 @@ def list_images(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
     ------
     ManifestError
         If a folder holds no image or a manifest cannot be read.
+    UsageError
+        If a path is empty.
     """
     for each in inputs:
         text = os.fspath(each)
+        if not text:
+            raise UsageError("a path is empty; give files or folders (. is the current folder)")
         if text == STDOUT:
             yield from (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer if line.strip())
         elif Path(text).is_dir():
@@ -138,6 +142,8 @@ def _joined(folder: str, manifest: Manifest) -> Iterator[str]:
 
 def _one_for_each_recipe(bundle: Bundle, stores: Sequence[FeatureStore]) -> list[FeatureStore]:
     """Return the stores in the order of the bundle's recipes, or raise UsageError."""
+    if len({os.path.realpath(store.path) for store in stores}) < len(stores):
+        raise UsageError("a feature file was given twice; give it once")
     left, ordered = list(stores), []
     for recipe in bundle.inputs:
         fitting = (store for store in left if recipe.same_as(_as_read(bundle, store)))

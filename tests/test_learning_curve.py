@@ -28,15 +28,20 @@ def test_a_power_law_is_found_again():
     assert law.error(3200) == pytest.approx(0.05 + 2.0 * 3200**-0.5, abs=1e-3)
     low, high = np.percentile(law.band(3200), [2.5, 97.5])
     assert low < law.error(3200) < high
-    assert law.verdict(1600).startswith("more images may help: twice as many images would add about 0.01")
+    said = law.verdict(1600, errors[-1], draws_of(errors)[:, -1])
+    assert said.startswith("more images may help: twice as many images would add about 0.01")
     law, _ = extrapolate(SIZES, errors, draws_of(errors, 50_000))
-    assert law.verdict(1600).startswith("more images would help: twice as many images would add about 0.015")
+    said = law.verdict(1600, errors[-1], draws_of(errors, 50_000)[:, -1])
+    assert said.startswith("more images would help: twice as many images would add about 0.015")
+    # What is said is what the table shows: the gain over the measured point, not over the law at that point.
+    assert "add about 0.035" in law.verdict(1600, errors[-1] + 0.02, draws_of(errors, 50_000)[:, -1] + 0.02)
 
 
 def test_a_flat_curve_says_that_more_would_hardly_help():
     errors = np.full(5, 0.1)
     law, _ = extrapolate(SIZES, errors, draws_of(errors, 20_000))
-    assert law.verdict(1600).startswith("more images would hardly help")
+    said = law.verdict(1600, errors[-1], draws_of(errors, 20_000)[:, -1])
+    assert said.startswith("more images would hardly help")
 
 
 def test_points_that_follow_no_law_are_not_extrapolated():

@@ -333,10 +333,24 @@ def test_sources_that_are_none(name: str, message: str, tmp_path: Path, monkeypa
 def test_folders_without_permission(tmp_path: Path) -> None:
     grow(tmp_path, "cat/1.jpg", "dog/1.jpg")
     (tmp_path / "dog").chmod(0)
-    assert Manifest.read(tmp_path).left_out == {"cannot be read": 1, "folder without images": 1}
-    with pytest.raises(ManifestError, match="cannot be read: Permission denied; check its permissions"):
-        Manifest.read(tmp_path / "dog")
+    for folder in (tmp_path, tmp_path / "dog"):  # a whole class must not go missing without a word
+        with pytest.raises(ManifestError, match="dog' cannot be read: Permission denied; check its permissions"):
+            Manifest.read(folder)
     (tmp_path / "dog").chmod(0o700)
+
+
+def test_a_folder_that_cannot_be_listed_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grow(tmp_path, "cat/1.jpg", "dog/1.jpg")
+    plain = os.scandir
+
+    def scandir(path: Path) -> object:
+        if Path(path).name == "dog":
+            raise PermissionError(13, "Permission denied")
+        return plain(path)
+
+    monkeypatch.setattr(module.os, "scandir", scandir)
+    with pytest.raises(ManifestError, match="dog' cannot be read: Permission denied; check its permissions"):
+        Manifest.read(tmp_path)
 
 
 def test_a_folder_that_vanishes_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

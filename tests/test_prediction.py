@@ -111,8 +111,12 @@ def test_joined_bundles_predict_from_feature_files_by_image(photos, store, tmp_p
     assert [row.status.split(":")[0] for row in rows] == ["missing", "changed", *["ok"] * 13]
     assert rows[0].labels == ()
     assert rows[5].labels == expected[5].labels
-    with pytest.raises(UsageError, match=r"f\.h5 was made with .*, the bundle expects .*; leave it out"):
+    with pytest.raises(UsageError, match="a feature file was given twice; give it once"):
         predict(bundle, [store, other, store])
+    with pytest.raises(UsageError, match=r"copy\.h5 was made with .*, the bundle expects .*; leave it out"):
+        predict(bundle, [store, other, FeatureStore(shutil.copy(store.path, tmp_path / "copy.h5"))])
+    with pytest.raises(UsageError, match="a path is empty"):
+        list(list_images(["a.jpg", ""]))
 
 
 def test_wrong_requests(store, bundle):

@@ -351,6 +351,6 @@ def _wants_positive(classifier: Any) -> bool:
 
 def _unknown_head(name: str) -> str:
     return (
-        f"unknown head {name!r}; {closest(name, HEADS)} (or the import path"
+        f"unknown head {name!r}; {closest(name, [*HEADS, 'auto'])} (or the import path"
         " of a scikit-learn classifier, such as sklearn.ensemble.ExtraTreesClassifier)"
     )

@@ -1,6 +1,7 @@
 """Feature files to training data: joined by image, never by position, with splits and units."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -130,6 +131,14 @@ def _not_excluded(
     if not len(left):
         raise TrainingError(f"the findings exclude every image of {store.path}; keep some")
     notes.append(f"{count_of(len(kept) - len(left), 'image')} left out, as the findings say")
+    gone = Counter(store.splits[rows[row]] for row in np.setdiff1d(kept, left).tolist())
+    if judges := gone["validation"] + gone["test"]:
+        notes.append(
+            f"{count_of(judges, 'validation or test image')} among these, so scores cannot be compared with those on all"
+            " images"
+        )
+    if strangers := len(excluded.difference(store.paths)):
+        notes.append(f"{count_of(strangers, 'path')} of the findings not in {store.path}")
     return left
 
 

@@ -62,7 +62,12 @@ def learning_curve(fitter: Fitter, head: str, params: Mapping[str, Any]) -> dict
         {"images": int(size), "accuracy": float(1 - law.error(size)), "interval": _interval(1 - law.band(size))}
         for size in (2 * sizes[-1], 4 * sizes[-1])
     ]
-    return {**result, "fit": law.to_dict(), "extrapolation": more, "verdict": law.verdict(sizes[-1])}
+    return {
+        **result,
+        "fit": law.to_dict(),
+        "extrapolation": more,
+        "verdict": law.verdict(sizes[-1], 1 - accuracies[-1], 1 - draws[:, -1]),
+    }
 
 
 class PowerLaw:
@@ -90,10 +95,10 @@ class PowerLaw:
         """Return the three numbers by name."""
         return dict(zip(("floor", "scale", "exponent"), map(float, self.best), strict=True))
 
-    def verdict(self, images: float) -> str:
-        """Say whether twice as many images would help."""
-        gain = self.error(images) - self.error(2 * images)
-        low, high = _interval(self.band(images) - self.band(2 * images))
+    def verdict(self, images: float, error: float, drawn: NDArray[np.float64]) -> str:
+        """Say whether twice as many images would help, beside the measured error and those of the resampled points."""
+        gain = error - self.error(2 * images)
+        low, high = _interval(drawn - self.band(2 * images))
         text = (
             f"twice as many images would add about {gain:.3f} to the accuracy (95 % interval {low:.3f} to {high:.3f})"
         )

@@ -62,6 +62,10 @@ def train_multi_label(
     data = load_training_data(features, seed)
     started = time.monotonic()
     names, matrix = label_matrix(data.classes, separator)
+    if matrix.sum(axis=1).max() < 2:
+        raise TrainingError(
+            f"no label holds {separator!r}, so no image has several; check the separator, or leave out --multi-label"
+        )
     Y = matrix[data.y]
     X = data.X[:, 0]
     rows = {split: data.rows(split) for split in SPLITS}

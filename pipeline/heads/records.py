@@ -42,7 +42,7 @@ def record_of(report: Report, bundle: str | os.PathLike[str]) -> dict[str, Any]:
     dict
         ``time`` (UTC, ISO 8601), ``bundle`` (absolute), ``head``, ``params``, ``chosen_on``, ``scored_on``, ``scores``
         (`SCORES`, as far as there are any), ``interval`` of the accuracy, ``counts``, ``seconds``, ``seed``,
-        ``recipes``, ``fingerprints``, ``versions``, ``trust``.
+        ``recipes``, ``fingerprints``, ``versions``, ``trust``, ``asked`` (the options as given).
     """
     metrics = report.metrics[report.scored_on]
     scores = {name: metrics[name] for name in SCORES if metrics.get(name) is not None}
@@ -63,6 +63,7 @@ def record_of(report: Report, bundle: str | os.PathLike[str]) -> dict[str, Any]:
         "seconds": report.seconds,
         **{name: report.provenance.get(name) for name in ("seed", "recipes", "fingerprints", "versions")},
         "trust": {name: report.trust.get(name) for name in ("calibration", "threshold")},
+        "asked": report.provenance.get("asked"),
     }
 
 

@@ -1,12 +1,13 @@
 """Stage 2: cached vectors to a fitted head, an honest report, and a bundle."""
 
 import contextlib
+import hashlib
 import os
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
@@ -110,7 +111,7 @@ def train_head(
     >>> bundle, report = train_head("artifacts/photos.h5", head="logreg")  # doctest: +SKIP
     """
     asked = _Options(**options)
-    params = dict(params or {})
+    params, given_cv = dict(params or {}), cv
     _check_options(head, params, cv, seed, asked.budget)
     asked.trust.check()
     findings = read_findings(asked.exclude) if asked.exclude else []
@@ -151,7 +152,12 @@ def train_head(
     elif scored_on == "validation" and hasattr(fitted[-1], "keras_model"):
         notes.append("the validation images also chose when to stop, so this score is a little too good")
     notes += sorted(warned)
-    provenance = {**provenance_of(data, seed), "cv": cv, "findings": [each._asdict() for each in findings]}
+    provenance = {
+        **provenance_of(data, seed),
+        "asked": {"head": head, "params": params, "cv": given_cv, "seed": seed, **_plain(asked)},
+        "cv": cv,
+        "findings": [each._asdict() for each in findings],
+    }
     report = Report(
         head=chosen.head,
         params=chosen.params,
@@ -190,9 +196,25 @@ def provenance_of(data: TrainingData, seed: int) -> dict[str, Any]:
         "fingerprints": [recipe.fingerprint for recipe in recipes],
         "recipes": [str(recipe) for recipe in recipes],
         "images": len(data.y),
+        "content": _content_of(data),
         "features": [str(store.path.absolute()) for store in data.stores],
         "versions": installed_versions("twostage-features", "numpy", "scikit-learn", "skops", "keras", "tensorflow"),
     }
+
+
+def _content_of(data: TrainingData) -> str:
+    """Return a digest of all images that took part, whatever their order and names."""
+    first = data.stores[0]
+    digests = first.index.digests[[first.positions[path] for path in data.paths]]
+    return hashlib.sha256(b"".join(sorted(row.tobytes() for row in digests))).hexdigest()
+
+
+def _plain(asked: _Options) -> dict[str, Any]:
+    """Return the options as plain data, those of `Trust` among the others."""
+    options = asdict(asked)
+    trust = options.pop("trust")
+    exclude = options.pop("exclude")
+    return {**options, **trust, "exclude": None if exclude is None else os.fspath(exclude)}
 
 
 def with_novelty(safeguards: Safeguards, data: TrainingData, seed: int) -> Safeguards:

@@ -142,6 +142,8 @@ class Manifest:
         """
         if not isinstance(source, str | os.PathLike):
             return cls.from_paths(source)
+        if not os.fspath(source):
+            raise ManifestError("the path is empty: give a folder, a .csv or a .parquet file (. is the current folder)")
         return cls.from_folder(source) if stat.S_ISDIR(_mode_of(source)) else cls.from_table(source)
 
     @classmethod

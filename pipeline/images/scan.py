@@ -68,11 +68,12 @@ class Scan:
                     else:
                         self.left_out[kind] += 1
         except OSError as error:
-            if not relative:
-                raise ManifestError(
-                    f"{str(self.root)!r} cannot be read: {error.strerror}; check its permissions"
-                ) from error
-            self.left_out[_KIND_UNREADABLE] += 1
+            if relative and isinstance(error, FileNotFoundError):  # it vanished since its parent was listed
+                self.left_out[_KIND_UNREADABLE] += 1
+                return [], []
+            # Not left out: a whole class could be gone, and an older feature file would drop its rows.
+            folder = self.root / relative
+            raise ManifestError(f"{str(folder)!r} cannot be read: {error.strerror}; check its permissions") from error
         return sorted(folders), images
 
     def _kind(self, entry: "os.DirEntry[str]") -> str:
