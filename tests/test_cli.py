@@ -142,6 +142,8 @@ def test_verify(run, made):
         (["extract", "nowhere", "--out", "f.h5"], 1, "'nowhere' does not exist: give a folder"),
         (["extract", "{photos}", "--out", "f.h5", "--backbone", "vgg61"], 2, "did you mean vgg19 or vgg16"),
         (["extract", "{photos}"], 2, "Missing option '--out'"),
+        (["predict", "b.bundle", ""], 1, "b.bundle is no bundle"),
+        (["extract", "", "--out", "f.h5"], 1, "the path is empty: give a folder"),
         (["train-head", "none.h5", "--out", "b"], 1, "cannot read the feature file none.h5: No such file"),
         (["train-head", "none.h5", "--out", "b", "--head", "ridgy"], 2, "did you mean ridge"),
         (["predict", "none.bundle", "x.jpg"], 1, "none.bundle is no bundle: it has no bundle.json"),

@@ -1,5 +1,7 @@
 """The table of findings: what the audit writes, a person edits, and the training reads."""
 
+import hashlib
+
 import numpy as np
 import pytest
 from test_store import make_index
@@ -8,6 +10,7 @@ from pipeline.errors import TrainingError, UsageError
 from pipeline.features.store import FeatureStore, write_store
 from pipeline.heads.joining import load_training_data
 from pipeline.heads.training import train_head
+from pipeline.heads.trust import Trust
 from pipeline.images.findings import Finding, excluded_paths, read_findings, write_findings
 
 FINDINGS = [
@@ -107,3 +110,24 @@ def test_splits_of_the_user_stay(tmp_path):
     data = load_training_data(make_store(tmp_path / "f.h5", splits=splits))
     assert data.splits.tolist() == splits
     assert not any(data.groups)
+
+
+def test_excluding_what_judges_is_said_and_so_are_strangers(tmp_path):
+    splits = (["train"] * 80 + ["validation"] * 40)[:120]
+    store = make_store(tmp_path / "f.h5", splits=splits)
+    findings = [Finding("exclude", "dark", path) for path in (store.paths[0], store.paths[100], "no/such.jpg")]
+    data = load_training_data(store, 0, findings)
+    assert "2 images left out, as the findings say" in data.notes
+    assert any(note.startswith("1 validation or test image among these") for note in data.notes)
+    assert f"1 path of the findings not in {store.path}" in data.notes
+
+
+def test_a_bundle_knows_what_was_asked_and_of_which_images(tmp_path):
+    store = make_store(tmp_path / "f.h5")
+    bundle, _ = train_head(store, params={"C": 0.1}, seed=3, trust=Trust(novelty=True))
+    assert bundle.provenance["asked"] == {
+        "head": "logreg", "params": {"C": 0.1}, "cv": None, "seed": 3, "budget": None, "average_views": False,
+        "curve": False, "calibration": "auto", "abstain": None, "novelty": True, "exclude": None,
+    }  # fmt: skip
+    expected = hashlib.sha256(b"".join(sorted(row.tobytes() for row in store.index.digests))).hexdigest()
+    assert bundle.provenance["content"] == expected

@@ -134,8 +134,8 @@ def _not_excluded(
     gone = Counter(store.splits[rows[row]] for row in np.setdiff1d(kept, left).tolist())
     if judges := gone["validation"] + gone["test"]:
         notes.append(
-            f"{count_of(judges, 'validation or test image')} among these, so scores cannot be compared with those on all"
-            " images"
+            f"{count_of(judges, 'validation or test image')} among these, so scores cannot be compared with those"
+            " on all images"
         )
     if strangers := len(excluded.difference(store.paths)):
         notes.append(f"{count_of(strangers, 'path')} of the findings not in {store.path}")
