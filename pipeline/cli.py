@@ -291,19 +291,21 @@ def train_head(
     from pipeline.heads.trust import Trust
 
     options["params"] = parse_params(params)
+    if page:
+        from pipeline.insight.report import check_target, write_report
+
+        check_target(page)  # before the work, not after it
     with progress_bar(" fits", quiet) as progress:
         if multi_label is None:
             trust = Trust(**{name: options.pop(name) for name in ("calibration", "abstain", "novelty")})
             bundle, report = run(list(features), head, trust=trust, progress=progress, **options)
         else:
             bundle, report = train_multi_label(
-                list(features), multi_label, head, progress=progress, **_multi_label_options(**options)
+                list(features), multi_label, head, progress=progress, **_multi_label_options(**options, report=page)
             )
     path = bundle.save(out)
     append_record(path.parent / RUNS_FILE, record_of(report, path))
     if page:
-        from pipeline.insight.report import write_report
-
         with progress_bar(" images", quiet) as progress:
             write_report(path, page, features=features, progress=progress)
     if as_json:
