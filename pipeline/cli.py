@@ -456,14 +456,15 @@ def predict(
     started = time.monotonic()
     loaded = Bundle.load(bundle)
     source = _feature_files(images) or list_images(images)
+    lost: list[str] = []
     with progress_bar(" images", quiet) as progress:
         speed = Speed(engine, batch_size, workers)
         rows = run(loaded, source, top_k=top_k, speed=speed, progress=progress)
         if explain:
             from pipeline.insight.explain import explained
 
-            root = source[0].index.root if isinstance(source, list) else ""
-            rows = explained(loaded, rows, explain, root=root, speed=speed)
+            stores = source if isinstance(source, list) else []
+            rows = explained(loaded, rows, explain, stores=stores, lost=lost, speed=speed)
         counts = write_predictions(rows, out, top_k, novelty=loaded.safeguards.novelty is not None)
     total, good = counts.total(), sum(counts[status] for status in ANSWERED)
     seconds = time.monotonic() - started
@@ -485,6 +486,11 @@ def predict(
         among = f" (of these {', '.join(doubts)})" if doubts else ""
         text = f"{count_of(total, 'image')}: {good:,} predicted{among}, {total - good:,} bad, in {seconds:.1f} s"
         click.echo(text if out == "-" else f"{out}: {text}", err=out == "-")
+    if lost and not quiet:
+        from pipeline.insight.pictures import lost_note
+
+        where = source[0].index.root if isinstance(source, list) else "their places"
+        _say(f"note: no heat maps: {lost_note(len(lost), good, where)}")
     return _too_many_bad(total - good, total, max_bad)
 
 
@@ -596,10 +602,9 @@ def similar(
 
     with FeatureStore(features) as store:
         found = find_similar(store, image, top_k, Speed(engine, batch_size, workers))
-        if out:
-            contact_sheet(store, image, found, out)
+        notes = contact_sheet(store, image, found, out) if out else []
     if as_json:
-        _print_json({"image": image, "out": out, "similar": [each._asdict() for each in found]})
+        _print_json({"image": image, "out": out, "similar": [each._asdict() for each in found], "notes": notes})
         return
     lines = io.StringIO()
     table = csv.writer(lines, lineterminator="\n")
@@ -608,6 +613,8 @@ def similar(
     click.echo(lines.getvalue().encode("utf-8", "backslashreplace"), nl=False)
     if out and not quiet:
         _say(f"{out}: the photographs")
+        for note in notes:
+            _say(f"note: {note}")
 
 
 @_command

@@ -2,7 +2,9 @@
 
 import csv
 import dataclasses
+import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +13,10 @@ from test_cli import run  # noqa: F401 - a fixture
 from test_findings import make_store
 from test_store import make_index
 
-from pipeline.errors import UsageError
+from pipeline.errors import ImageError, UsageError
 from pipeline.features.store import FeatureStore, write_store
 from pipeline.insight.audit import KINDS, audit, out_of_fold, robust_z
-from pipeline.insight.pictures import look_at, pack
+from pipeline.insight.pictures import look_at, pack, photograph, thumbnails
 
 
 def found(result, kind):
@@ -142,7 +144,15 @@ def gallery(tmp_path):
         image.save(folder / name)
     (folder / "11.png").write_text("gone bad")
     X = rng.standard_normal((40, 80)).astype(np.float32)
-    index = make_index(names, 80, root=str(folder), labels=np.full(40, -1, np.int32), splits=[""] * 40)
+    digests = [np.frombuffer(hashlib.sha256((folder / name).read_bytes()).digest(), np.uint8) for name in names]
+    index = make_index(
+        names,
+        80,
+        root=str(folder),
+        labels=np.full(40, -1, np.int32),
+        splits=[""] * 40,
+        digests=np.array(digests),
+    )
     write_store(tmp_path / "f.h5", index, [X])
     return FeatureStore(tmp_path / "f.h5")
 
@@ -164,6 +174,17 @@ def test_pictures_are_measured_and_packed(gallery):
     sheets = pack({row: Image.new("RGB", (20, 20), (row, 0, 0)) for row in range(300)}, side=20)
     assert len(sheets.addresses) == 2
     assert sheets.style(257) == "background-image:var(--s20-1);background-position:-20px 0px"
+
+
+def test_a_photograph_that_was_replaced_is_not_shown_for_the_one_extracted(gallery):
+    Image.new("RGB", (80, 60), "red").save(Path(gallery.index.root) / "2.png")
+    pictures = look_at(gallery, side=20)
+    assert set(range(40)) - set(pictures.thumbnails) == {2, 11}
+    assert sorted(thumbnails(gallery, [1, 2, 3], 20)) == [1, 3]
+    with pytest.raises(ImageError, match=r"changed: .*2.png' has changed since the extraction"):
+        photograph(gallery, 2)
+    (note,) = (note for note in audit(gallery).notes if "image files" in note)
+    assert note.endswith("or changed since the extraction; put them back, or extract anew")
 
 
 def test_robust_z_of_equal_values_is_0():

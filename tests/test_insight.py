@@ -16,6 +16,7 @@ from pipeline.features.recipe import Recipe
 from pipeline.features.store import FeatureStore
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.bundle import Bundle
+from pipeline.heads.calibration import reliability
 from pipeline.heads.evaluation import evaluate
 from pipeline.insight import projection
 from pipeline.insight.explain import Explainer, overlay
@@ -213,3 +214,41 @@ def test_predict_writes_heat_maps(run, made, tmp_path):  # noqa: F811
     assert len(out.splitlines()) == 7
     assert sorted(path.name for path in (tmp_path / "heat").iterdir()) == [f"{i + 1:06d}_{i}.png" for i in range(5)]
     assert size_of(tmp_path / "heat" / "000001_0.png") == (960, 400)
+
+
+def test_photographs_that_moved_or_changed_are_told(run, made, tmp_path):  # noqa: F811
+    features, bundle, photos = made
+    image = paint(tmp_path / "new.png", (81, 1, 7))
+    (photos / "bee" / "1.png").unlink()
+    paint(photos / "bee" / "2.png", (9, 9, 9))
+    told = "could not be read in " + str(photos) + ", or changed since the extraction; put them back, or extract anew"
+    code, _, err = run("similar", features, image, "--out", tmp_path / "s.png", "--top-k", 15)
+    assert code == 0
+    assert f"note: 2 image files of 15 {told}" in err
+    code, _, err = run("predict", bundle, features, "--explain", tmp_path / "heat", "--out", tmp_path / "p.csv")
+    assert code == 0
+    assert f"note: no heat maps: 2 image files of 15 {told}" in err
+    assert len(list((tmp_path / "heat").iterdir())) == 13
+
+
+def test_a_sheet_has_room_for_so_many(run, made, tmp_path, monkeypatch):  # noqa: F811
+    features, _, photos = made
+    monkeypatch.setattr("pipeline.insight.similar._MOST", 10)
+    words = ["similar", features, photos / "bee" / "1.png", "--out", tmp_path / "s.png", "--top-k", 15, "--json"]
+    data = json.loads(run(*words)[1])
+    assert len(data["similar"]) == 15
+    assert data["notes"] == ["the sheet shows the first 9 of 15 images"]
+    assert size_of(tmp_path / "s.png")[1] == 2 * 222 + 8
+
+
+def test_the_calibration_error_is_that_of_the_training():
+    report, scored = a_report()
+    plots = {plot.name: plot.caption for plot in make_plots(report, scored)}
+    assert (
+        f"expected calibration error {reliability(scored.y, scored.probabilities)['error']:.3f};"
+        in plots["reliability"]
+    )
+    row = {"from": 0.5, "to": 0.6, "n": 60, "probability": 0.55, "accuracy": 0.5}
+    report["metrics"]["test"]["calibration"] = {"after": {"error": 0.05, "chance": 0.01, "n": 60, "bins": [row]}}
+    plots = {plot.name: plot.caption for plot in make_plots(report, scored)}
+    assert plots["reliability"].startswith("expected calibration error 0.050;")

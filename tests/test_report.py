@@ -116,6 +116,7 @@ def test_the_page_is_complete_in_itself(page):
     assert not re.search(r"url\((?!data:)", text)
     assert "default-src 'none'" in text
     assert HOSTILE not in text
+    assert "The first 3 have a heat map beside the photograph" in text
     assert {path.name for path in page.plots} >= {"confusion.png", "confusion.svg", "reliability.png", "coverage.svg"}
     assert page.findings["leakage"] >= 45
 

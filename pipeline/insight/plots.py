@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.heads.calibration import reliability
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -31,7 +33,6 @@ _STYLE = {
     "ytick.color": _INK,
 }
 _LIGHT_AND_DARK = "<style>svg{color:#1c1e21}@media(prefers-color-scheme:dark){svg{color:#e4e6eb}}</style>"
-_BINS = 10
 _BLUE, _ORANGE, _GREY = "#3b82c4", "#e07b28", "#8a8f98"
 
 
@@ -196,20 +197,17 @@ def _candidates(figure: "Figure", report: Mapping[str, Any], scored: Scored | No
 def _reliability(figure: "Figure", report: Mapping[str, Any], scored: Scored | None) -> str:
     if scored is None or not len(scored.y):
         return ""
-    top = scored.probabilities.max(axis=1)
-    bins = np.minimum((top * _BINS).astype(int), _BINS - 1)
+    # As it was measured at the training, so that the page says what the terminal said.
+    stored = report["metrics"].get(scored.split, {}).get("calibration", {}).get("after")
+    found = stored or reliability(scored.y, scored.probabilities)
+    sure, right, counts = (np.array([row[name] for row in found["bins"]]) for name in ("probability", "accuracy", "n"))
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", label="as sure as right")
-    used = [number for number in range(_BINS) if (bins == number).any()]
-    counts = np.array([(bins == number).sum() for number in used])
-    sure = np.array([top[bins == number].mean() for number in used])
-    right = np.array([scored.right[bins == number].mean() for number in used])
     axes.plot(sure, right, color=_BLUE)
     axes.scatter(sure, right, s=20 + 180 * counts / counts.max(), color=_BLUE, label=f"{scored.split} images")
     axes.set(xlabel="probability of the answer", ylabel="share of right answers", xlim=(0, 1), ylim=(0, 1.02))
     axes.legend(loc="upper left")
-    error = float((counts * np.abs(sure - right)).sum() / counts.sum())
-    return f"expected calibration error {error:.3f}; a larger dot stands for more images"
+    return f"expected calibration error {found['error']:.3f}; a larger dot stands for more images"
 
 
 def _coverage(figure: "Figure", report: Mapping[str, Any], scored: Scored | None) -> str:

@@ -28,7 +28,7 @@ from pipeline.images.findings import Finding
 from pipeline.images.views import ONE
 from pipeline.insight.audit import KINDS, Audit, audit
 from pipeline.insight.explain import CAM, Explainer, overlay
-from pipeline.insight.pictures import data_address, look_at, pack, path_of, thumbnail, thumbnails
+from pipeline.insight.pictures import data_address, look_at, pack, photograph, thumbnail, thumbnails
 from pipeline.insight.plots import Plot, Scored, candidate_name, make_plots
 from pipeline.insight.projection import project
 
@@ -310,6 +310,7 @@ class _Page:
             },
             skipped=[(show(path), show(reason)) for path, reason in store.skipped.items()],
             heat_method="" if not heat else self._heat_method,
+            heated=len(mistakes[: self.options.heat_maps]),
             store=store,
             recipes=[show(str(recipe)) for recipe in self.bundle.recipes],
             fingerprints=[recipe.fingerprint for recipe in self.bundle.recipes],
@@ -358,7 +359,7 @@ class _Page:
             self._heat_method = "class activation map" if explainer.method == CAM else "occlusion"
             for each in chosen:
                 try:
-                    picture = thumbnail(open_rgb(path_of(store, int(self.answers.rows[each]))), 2 * _LARGE)
+                    picture = thumbnail(open_rgb(photograph(store, int(self.answers.rows[each]))), 2 * _LARGE)
                 except ImageError:
                     continue
                 heat = explainer.map(picture, int(predicted[each]))
