@@ -320,6 +320,11 @@ def train_head(
             _say(f"note: {note}")
 
 
+def _check_ending(out: str | None, ending: str) -> None:
+    if out is not None and not out.lower().endswith(ending):
+        raise UsageError(f"cannot tell the format of {out!r}; end it in {ending}")
+
+
 def _multi_label_options(params: dict[str, Any], seed: int, novelty: bool, **others: Any) -> dict[str, Any]:
     if unusable := [name for name, value in others.items() if value not in (None, False, "auto")]:
         option = unusable[0].replace("_", "-")
@@ -549,12 +554,15 @@ def audit(features: str, out: str | None, images: bool, seed: int, as_json: bool
     Go through the column "action" of the table, then train with --exclude: rows whose action is "exclude" are
     left out.
     """
+    from pipeline.features.store import FeatureStore
     from pipeline.images.findings import write_findings
     from pipeline.insight.audit import KINDS
     from pipeline.insight.audit import audit as run
 
-    with progress_bar(" images", quiet) as progress:
-        found = run(features, images=images, seed=seed, progress=progress)
+    _check_ending(out, ".csv")
+    with FeatureStore(features) as store, progress_bar(" images", quiet) as progress:
+        found = run(store, images=images, seed=seed, progress=progress)
+        labelled = bool((store.labels >= 0).any())
     if out:
         write_findings(found.findings, out)
     counts = found.counts()
@@ -569,7 +577,10 @@ def audit(features: str, out: str | None, images: bool, seed: int, as_json: bool
         f"{count_of(found.images, 'image')}: {count_of(sum(counts.values()), 'finding')} in {found.seconds:.1f} s"
     )
     if out:
-        click.echo(f"{out}: change the column action, then train_head.py --exclude {out}")
+        rows, kept = len(found.findings), len(found.findings) - sum(counts.values())
+        advice = f"; change the column action, then train_head.py --exclude {out}" if labelled else ""
+        also = f", with {count_of(kept, 'image')} kept of a group that repeats" if kept else ""
+        click.echo(f"{out}: {count_of(rows, 'row')}{also}{advice}")
     if not quiet:
         for note in found.notes:
             _say(f"note: {note}")
@@ -600,6 +611,7 @@ def similar(
     from pipeline.features.store import FeatureStore
     from pipeline.insight.similar import contact_sheet, find_similar
 
+    _check_ending(out, ".png")
     with FeatureStore(features) as store:
         found = find_similar(store, image, top_k, Speed(engine, batch_size, workers))
         notes = contact_sheet(store, image, found, out) if out else []

@@ -208,3 +208,16 @@ def test_the_command_prints_counts_and_writes_the_table(run, gallery, tmp_path):
     data = json.loads(run("audit", gallery.path, "--no-images", "--json")[1])
     assert not set(data["findings"]) & {"dark", "blank", "blurred", "odd-size"}
     assert data["images"] == 40
+    assert "train_head.py" not in out  # there is no label to learn
+
+
+def test_the_command_counts_the_rows_of_its_table(run, tmp_path):  # noqa: F811
+    features, out = make_store(tmp_path / "f.h5").path, tmp_path / "f.csv"
+    code, said, _ = run("audit", features, "--no-images", "--out", out)
+    assert code == 0
+    with out.open() as file:
+        rows = list(csv.DictReader(file))
+    kept = [row for row in rows if row["action"] == "keep"]
+    assert len(kept) >= 12
+    assert f"120 images: {len(rows) - len(kept)} findings in" in said
+    assert f"{out}: {len(rows)} rows, with {len(kept)} images kept of a group that repeats; change the column" in said

@@ -85,7 +85,7 @@ def test_plots_are_drawn_where_there_is_something_to_draw(tmp_path):
     ]  # fmt: skip
     assert "epoch 2 of 3 were kept" in plots[1].caption
     assert plots[3].caption == "more images would help"
-    for plot in plots[1:]:
+    for plot in plots:
         assert plot.svg().startswith("<svg")
         assert "prefers-color-scheme:dark" in plot.svg()
         png, svg = plot.save(tmp_path)
@@ -252,3 +252,10 @@ def test_the_calibration_error_is_that_of_the_training():
     report["metrics"]["test"]["calibration"] = {"after": {"error": 0.05, "chance": 0.01, "n": 60, "bins": [row]}}
     plots = {plot.name: plot.caption for plot in make_plots(report, scored)}
     assert plots["reliability"].startswith("expected calibration error 0.050;")
+
+
+def test_plots_name_the_class_and_shorten_a_long_name(tmp_path):
+    plots = {plot.name: plot for plot in make_plots(*a_report(classes=("cat", "d" * 180)))}
+    assert plots["confusion"].figure.axes[0].get_xticklabels()[1].get_text() == "d" * 23 + "…"
+    assert plots["roc"].figure.axes[0].get_xlabel() == f"False Positive Rate ({'d' * 23}…)"
+    assert plots["precision_recall"].figure.axes[0].get_ylabel() == f"Precision ({'d' * 23}…)"

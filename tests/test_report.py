@@ -390,3 +390,52 @@ def test_the_commands_of_the_page_say_what_was_asked(made, tmp_path):  # noqa: F
     assert train_command(chosen, "b", ["a.h5"]).endswith("--head logreg --cv 2 --seed 1")
     fixed = dataclasses.replace(bundle, report={"chosen_on": ""}, **older)
     assert train_command(fixed, "b", ["a.h5"]).endswith("--head logreg --param C=0.1 --cv 2 --seed 1")
+
+
+def test_two_classes_of_long_names_without_a_mistake(run, tmp_path):  # noqa: F811
+    long = "帽" + "x" * 150
+    for c, name in enumerate([long, "dog"]):
+        for i in range(40):
+            paint(tmp_path / "photos" / name / f"{i}.png", (200 * c + i, i, 7))
+    features, bundle, out = tmp_path / "f.h5", tmp_path / "b.bundle", tmp_path / "r.html"
+    assert run("extract", tmp_path / "photos", "--out", features, "--weights", "random", "--size", 32)[0] == 0
+    words = ["--abstain", 0.8, "--novelty", "--report", out]
+    code, terminal, err = run("train-head", features, "--out", bundle, *words)
+    assert code == 0, err
+    code, _, err = run("report", bundle, "--out", out, "--plots", tmp_path / "p", "--map", "pca")
+    assert code == 0, err
+    text = out.read_text()
+    shown = re.sub(r"<[^>]*>", "", text)
+    assert "No wrong answer on" in shown
+    assert "wrong labels" not in shown
+    for start in ("abstains below a probability", "accuracy of these", "expected calibration", "flags images unlike"):
+        (line,) = (line for line in terminal.splitlines() if line.startswith(start))
+        assert line in shown
+    assert '<table id="thresholds">' in text
+    assert "Area under the ROC curve 1.000." in text
+    assert f'title="{long}"' in text
+    names = shown[: shown.rindex("How it was made")]
+    assert f"帽{'x' * 37}…" in names
+    assert not [line for line in names.splitlines() if long in line and "/" not in line]
+
+
+def test_a_place_that_cannot_be_written_is_one_line_with_advice(run, made, tmp_path):  # noqa: F811
+    features, bundle, photos = made
+    (tmp_path / "file").write_text("")
+    bad, page = tmp_path / "file" / "x", tmp_path / "r.html"
+    for place in (f"{bad}/r.html", "/proc/r.html", "/proc/a/r.html"):
+        code, _, err = run("report", bundle, "--out", place, "--map", "pca")
+        assert (code, err.count("\n")) == (1, 1)
+        assert f"cannot write {place}: " in err
+        assert "choose another --out" in err
+    code, _, err = run("report", bundle, "--out", page, "--map", "pca", "--plots", bad)
+    assert (code, page.exists()) == (1, True)
+    assert f"cannot write the plots into {bad}: Not a directory; {page} was written, choose another --plots" in err
+    for words in (["audit", features], ["similar", features, photos / "bee" / "1.png"]):
+        place = bad / ("f.csv" if words[0] == "audit" else "f.png")
+        code, _, err = run(*words, "--out", place)
+        assert code == 1
+        assert f"cannot write {place}: Not a directory; choose another --out" in err
+        code, _, err = run(*words, "--out", tmp_path / "f.txt")
+        assert code == 2
+        assert f"cannot tell the format of '{tmp_path}/f.txt'; end it in {place.suffix}" in err

@@ -1,6 +1,7 @@
 """Plots of a training, made by matplotlib: files for a paper, and pictures in the report."""
 
 import io
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.heads.calibration import reliability
+from pipeline.heads.evaluation import shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,6 +35,7 @@ _STYLE = {
     "ytick.color": _INK,
 }
 _LIGHT_AND_DARK = "<style>svg{color:#1c1e21}@media(prefers-color-scheme:dark){svg{color:#e4e6eb}}</style>"
+_NAME = 24  # columns of a class name
 _BLUE, _ORANGE, _GREY = "#3b82c4", "#e07b28", "#8a8f98"
 
 
@@ -94,7 +97,9 @@ class Plot:
 def _style() -> Iterator[None]:
     import matplotlib as mpl
 
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        # Letters that its font lacks become boxes, a crowded figure stays as it is; neither is the reader's affair.
+        warnings.simplefilter("ignore", UserWarning)
         yield
 
 
@@ -254,6 +259,8 @@ def _binary(axes: "Axes", scored: Scored | None, draw: Callable[..., Any]) -> st
     assert scored is not None
     name = _plain(scored.classes[1])
     draw(scored.y, scored.probabilities[:, 1], ax=axes, name=name)
+    axes.set_xlabel(axes.get_xlabel().replace("Positive label: 1", name))
+    axes.set_ylabel(axes.get_ylabel().replace("Positive label: 1", name))
     return f"the class {name} against {_plain(scored.classes[0])}, as the threshold moves"
 
 
@@ -280,5 +287,5 @@ def candidate_name(row: Mapping[str, Any], head: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """Keep matplotlib from reading formulas into a name, or from failing at its odd characters."""
-    return "".join(c if c.isprintable() else "?" for c in name).replace("$", r"\$")
+    """Keep matplotlib from reading formulas into a name, from failing at its odd characters, or from lack of room."""
+    return "".join(c if c.isprintable() else "?" for c in shorten(name, _NAME)).replace("$", r"\$")

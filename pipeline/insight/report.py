@@ -21,8 +21,9 @@ from pipeline.features.recipe import LAST
 from pipeline.features.store import FeatureStore, publish
 from pipeline.features.weights import IMAGENET
 from pipeline.heads.bundle import Bundle
-from pipeline.heads.evaluation import printable
+from pipeline.heads.evaluation import printable, shorten
 from pipeline.heads.joining import load_training_data
+from pipeline.heads.trust import format_trust
 from pipeline.images.decode import open_rgb
 from pipeline.images.findings import Finding
 from pipeline.images.views import ONE
@@ -35,6 +36,7 @@ from pipeline.insight.projection import project
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_POINTS = 10_000
 _SHOWN = 24  # mistakes, unsure answers, findings of a kind
+_NAME = 40  # columns of a class name on the page, whose full length is in its title
 _LARGE = 144  # pixels of a photograph beside its facts
 _SMALL = ((2_000, 112), (4_000, 88), (MAX_POINTS, 64))  # points on the map -> pixels of their thumbnails
 
@@ -140,9 +142,9 @@ def write_report(
         made = [extract_command(store) for store in answers.stores]
         made += [train_command(loaded, name or "BUNDLE", [str(store.path) for store in answers.stores])]
         html = page.html(name, [*made, _report_command(name or "BUNDLE", out, features, options)])
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.tmp")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(html)
         publish(temporary, target)
     except OSError as error:
@@ -150,8 +152,15 @@ def write_report(
             f"cannot write {out}: {error.strerror or error}; make space or choose another --out"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
-    plots = [path for plot in page.plots for path in plot.save(Path(options.plots))] if options.plots else []
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    try:
+        plots = [path for plot in page.plots for path in plot.save(Path(options.plots))] if options.plots else []
+    except OSError as error:
+        raise PipelineError(
+            f"cannot write the plots into {options.plots}: {error.strerror or error}; {out} was written, choose another"
+            " --plots for these"
+        ) from error
     seconds = round(time.monotonic() - started, 3)
     return Written(target, len(html), plots, page.audit.counts(), page.notes, seconds)
 
@@ -276,6 +285,7 @@ class _Page:
             verdict=verdict(metrics, report["scored_on"]),
             report=report,
             metrics=metrics,
+            trust=format_trust(metrics, report.get("trust") or {}),
             split=split,
             candidates=[{**row, "name": candidate_name(row, report["head"])} for row in report.get("candidates", [])],
             mistakes=[card(each) for each in mistakes.tolist()],
@@ -295,7 +305,7 @@ class _Page:
             images=len(answers.y),
             projection=self.options.projection,
             data={
-                "classes": [show(each) for each in self.bundle.classes],
+                "classes": [short(each) for each in self.bundle.classes],
                 "splits": ["train", "validation", "test"],
                 "judged": split,
                 "side": side,
@@ -379,6 +389,7 @@ class _Page:
             undefined=jinja2.StrictUndefined,
         )
         environment.filters["show"] = show
+        environment.filters["short"] = short
         environment.filters["count_of"] = count_of
         script = (TEMPLATES / "report.js").read_text("utf-8")
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -394,6 +405,15 @@ def show(text: Any) -> str:
     a\udc80\n.jpg
     """
     return printable(str(text))
+
+
+def short(text: Any, columns: int = _NAME) -> str:
+    """Keep the beginning of a long name.
+
+    >>> short("a name as long as this", 12)
+    'a name as l…'
+    """
+    return shorten(show(text), columns)
 
 
 def verdict(metrics: Mapping[str, Any], split: str) -> str:
@@ -429,7 +449,7 @@ def verdict(metrics: Mapping[str, Any], split: str) -> str:
     often = metrics["majority"]
     text = (
         f"Right for {right:,} of {metrics['n']:,} {where}: accuracy {_percent(metrics['accuracy'])}, with 95 %"
-        f" certainty between {_percent(low)} and {_percent(high)}. Always answering {show(often['class'])} would be"
+        f" certainty between {_percent(low)} and {_percent(high)}. Always answering {short(often['class'])} would be"
         f" right for {_percent(often['accuracy'])}."
     )
     np.fill_diagonal(confusion, 0)
@@ -439,7 +459,7 @@ def verdict(metrics: Mapping[str, Any], split: str) -> str:
     names = metrics["classes"]
     total = int(np.array(metrics["confusion"])[true].sum())
     return (
-        f"{text} The most frequent mistake: {show(names[true])} taken for {show(names[taken])}"
+        f"{text} The most frequent mistake: {short(names[true])} taken for {short(names[taken])}"
         f" ({int(confusion[true, taken]):,} of {total:,})."
     )
 
