@@ -293,19 +293,21 @@ def train_head(
     from pipeline.heads.trust import Trust
 
     options["params"] = parse_params(params)
+    if page:
+        from pipeline.insight.report import check_target, write_report
+
+        check_target(page)  # before the work, not after it
     with progress_bar(" fits", quiet) as progress:
         if multi_label is None:
             trust = Trust(**{name: options.pop(name) for name in ("calibration", "abstain", "novelty")})
             bundle, report = run(list(features), head, trust=trust, progress=progress, **options)
         else:
             bundle, report = train_multi_label(
-                list(features), multi_label, head, progress=progress, **_multi_label_options(**options)
+                list(features), multi_label, head, progress=progress, **_multi_label_options(**options, report=page)
             )
     path = bundle.save(out)
     append_record(path.parent / RUNS_FILE, record_of(report, path))
     if page:
-        from pipeline.insight.report import write_report
-
         with progress_bar(" images", quiet) as progress:
             write_report(path, page, features=features, progress=progress)
     if as_json:
@@ -318,6 +320,11 @@ def train_head(
     if not quiet:
         for note in report.notes:
             _say(f"note: {note}")
+
+
+def _check_ending(out: str | None, ending: str) -> None:
+    if out is not None and not out.lower().endswith(ending):
+        raise UsageError(f"cannot tell the format of {out!r}; end it in {ending}")
 
 
 def _multi_label_options(params: dict[str, Any], seed: int, novelty: bool, **others: Any) -> dict[str, Any]:
@@ -456,14 +463,15 @@ def predict(
     started = time.monotonic()
     loaded = Bundle.load(bundle)
     source = _feature_files(images) or list_images(images)
+    lost: list[str] = []
     with progress_bar(" images", quiet) as progress:
         speed = Speed(engine, batch_size, workers)
         rows = run(loaded, source, top_k=top_k, speed=speed, progress=progress)
         if explain:
             from pipeline.insight.explain import explained
 
-            root = source[0].index.root if isinstance(source, list) else ""
-            rows = explained(loaded, rows, explain, root=root, speed=speed)
+            stores = source if isinstance(source, list) else []
+            rows = explained(loaded, rows, explain, stores=stores, lost=lost, speed=speed)
         counts = write_predictions(rows, out, top_k, novelty=loaded.safeguards.novelty is not None)
     total, good = counts.total(), sum(counts[status] for status in ANSWERED)
     seconds = time.monotonic() - started
@@ -485,6 +493,11 @@ def predict(
         among = f" (of these {', '.join(doubts)})" if doubts else ""
         text = f"{count_of(total, 'image')}: {good:,} predicted{among}, {total - good:,} bad, in {seconds:.1f} s"
         click.echo(text if out == "-" else f"{out}: {text}", err=out == "-")
+    if lost and not quiet:
+        from pipeline.insight.pictures import lost_note
+
+        where = source[0].index.root if isinstance(source, list) else "their places"
+        _say(f"note: no heat maps: {lost_note(len(lost), good, where)}")
     return _too_many_bad(total - good, total, max_bad)
 
 
@@ -546,12 +559,15 @@ def audit(features: str, out: str | None, images: bool, seed: int, as_json: bool
     Go through the column "action" of the table, then train with --exclude: rows whose action is "exclude" are
     left out.
     """
+    from pipeline.features.store import FeatureStore
     from pipeline.images.findings import write_findings
     from pipeline.insight.audit import KINDS
     from pipeline.insight.audit import audit as run
 
-    with progress_bar(" images", quiet) as progress:
-        found = run(features, images=images, seed=seed, progress=progress)
+    _check_ending(out, ".csv")
+    with FeatureStore(features) as store, progress_bar(" images", quiet) as progress:
+        found = run(store, images=images, seed=seed, progress=progress)
+        labelled = bool((store.labels >= 0).any())
     if out:
         write_findings(found.findings, out)
     counts = found.counts()
@@ -566,7 +582,10 @@ def audit(features: str, out: str | None, images: bool, seed: int, as_json: bool
         f"{count_of(found.images, 'image')}: {count_of(sum(counts.values()), 'finding')} in {found.seconds:.1f} s"
     )
     if out:
-        click.echo(f"{out}: change the column action, then train_head.py --exclude {out}")
+        rows, kept = len(found.findings), len(found.findings) - sum(counts.values())
+        advice = f"; change the column action, then train_head.py --exclude {out}" if labelled else ""
+        also = f", with {count_of(kept, 'image')} kept of a group that repeats" if kept else ""
+        click.echo(f"{out}: {count_of(rows, 'row')}{also}{advice}")
     if not quiet:
         for note in found.notes:
             _say(f"note: {note}")
@@ -597,12 +616,12 @@ def similar(
     from pipeline.features.store import FeatureStore
     from pipeline.insight.similar import contact_sheet, find_similar
 
+    _check_ending(out, ".png")
     with FeatureStore(features) as store:
         found = find_similar(store, image, top_k, Speed(engine, batch_size, workers))
-        if out:
-            contact_sheet(store, image, found, out)
+        notes = contact_sheet(store, image, found, out) if out else []
     if as_json:
-        _print_json({"image": image, "out": out, "similar": [each._asdict() for each in found]})
+        _print_json({"image": image, "out": out, "similar": [each._asdict() for each in found], "notes": notes})
         return
     lines = io.StringIO()
     table = csv.writer(lines, lineterminator="\n")
@@ -611,6 +630,8 @@ def similar(
     click.echo(lines.getvalue().encode("utf-8", "backslashreplace"), nl=False)
     if out and not quiet:
         _say(f"{out}: the photographs")
+        for note in notes:
+            _say(f"note: {note}")
 
 
 @_command

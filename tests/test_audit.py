@@ -2,7 +2,9 @@
 
 import csv
 import dataclasses
+import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +13,10 @@ from test_cli import run  # noqa: F401 - a fixture
 from test_findings import make_store
 from test_store import make_index
 
-from pipeline.errors import UsageError
+from pipeline.errors import ImageError, UsageError
 from pipeline.features.store import FeatureStore, write_store
 from pipeline.insight.audit import KINDS, audit, out_of_fold, robust_z
-from pipeline.insight.pictures import look_at, pack
+from pipeline.insight.pictures import look_at, pack, photograph, thumbnails
 
 
 def found(result, kind):
@@ -142,7 +144,15 @@ def gallery(tmp_path):
         image.save(folder / name)
     (folder / "11.png").write_text("gone bad")
     X = rng.standard_normal((40, 80)).astype(np.float32)
-    index = make_index(names, 80, root=str(folder), labels=np.full(40, -1, np.int32), splits=[""] * 40)
+    digests = [np.frombuffer(hashlib.sha256((folder / name).read_bytes()).digest(), np.uint8) for name in names]
+    index = make_index(
+        names,
+        80,
+        root=str(folder),
+        labels=np.full(40, -1, np.int32),
+        splits=[""] * 40,
+        digests=np.array(digests),
+    )
     write_store(tmp_path / "f.h5", index, [X])
     return FeatureStore(tmp_path / "f.h5")
 
@@ -166,6 +176,17 @@ def test_pictures_are_measured_and_packed(gallery):
     assert sheets.style(257) == "background-image:var(--s20-1);background-position:-20px 0px"
 
 
+def test_a_photograph_that_was_replaced_is_not_shown_for_the_one_extracted(gallery):
+    Image.new("RGB", (80, 60), "red").save(Path(gallery.index.root) / "2.png")
+    pictures = look_at(gallery, side=20)
+    assert set(range(40)) - set(pictures.thumbnails) == {2, 11}
+    assert sorted(thumbnails(gallery, [1, 2, 3], 20)) == [1, 3]
+    with pytest.raises(ImageError, match=r"changed: .*2.png' has changed since the extraction"):
+        photograph(gallery, 2)
+    (note,) = (note for note in audit(gallery).notes if "image files" in note)
+    assert note.endswith("or changed since the extraction; put them back, or extract anew")
+
+
 def test_robust_z_of_equal_values_is_0():
     assert robust_z(np.ones(5)).tolist() == [0] * 5
 
@@ -187,3 +208,16 @@ def test_the_command_prints_counts_and_writes_the_table(run, gallery, tmp_path):
     data = json.loads(run("audit", gallery.path, "--no-images", "--json")[1])
     assert not set(data["findings"]) & {"dark", "blank", "blurred", "odd-size"}
     assert data["images"] == 40
+    assert "train_head.py" not in out  # there is no label to learn
+
+
+def test_the_command_counts_the_rows_of_its_table(run, tmp_path):  # noqa: F811
+    features, out = make_store(tmp_path / "f.h5").path, tmp_path / "f.csv"
+    code, said, _ = run("audit", features, "--no-images", "--out", out)
+    assert code == 0
+    with out.open() as file:
+        rows = list(csv.DictReader(file))
+    kept = [row for row in rows if row["action"] == "keep"]
+    assert len(kept) >= 12
+    assert f"120 images: {len(rows) - len(kept)} findings in" in said
+    assert f"{out}: {len(rows)} rows, with {len(kept)} images kept of a group that repeats; change the column" in said

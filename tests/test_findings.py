@@ -34,6 +34,22 @@ def test_a_spreadsheet_may_have_saved_it(tmp_path):
     assert excluded_paths(read_findings(tmp_path / "f.csv")) == {"a.jpg"}
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_its_separator_and_the_case_of_its_headings_do_not_matter(tmp_path, separator):
+    rows = ["Action ;PATH;Group", 'exclude;"a;, b.jpg";g', "review;b.jpg;"]
+    (tmp_path / "f.csv").write_text("\r\n".join(rows).replace(";", separator))
+    (first, second) = read_findings(tmp_path / "f.csv")
+    assert (first.action, first.path, first.group) == ("exclude", f"a{separator}, b.jpg", "g")
+    assert (second.action, second.path) == ("review", "b.jpg")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32"])
+def test_another_encoding_says_how_to_save_it(tmp_path, encoding):
+    (tmp_path / "f.csv").write_text("path,action\na.jpg,exclude\n", encoding=encoding)
+    with pytest.raises(UsageError, match="no plain text in UTF-8; save the table as CSV, UTF-8"):
+        read_findings(tmp_path / "f.csv")
+
+
 def test_a_plain_list_of_paths_excludes_all(tmp_path):
     (tmp_path / "f.csv").write_text("path\na.jpg\nb.jpg\n")
     assert excluded_paths(read_findings(tmp_path / "f.csv")) == {"a.jpg", "b.jpg"}

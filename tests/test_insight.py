@@ -16,6 +16,7 @@ from pipeline.features.recipe import Recipe
 from pipeline.features.store import FeatureStore
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.bundle import Bundle
+from pipeline.heads.calibration import reliability
 from pipeline.heads.evaluation import evaluate
 from pipeline.insight import projection
 from pipeline.insight.explain import Explainer, overlay
@@ -84,7 +85,7 @@ def test_plots_are_drawn_where_there_is_something_to_draw(tmp_path):
     ]  # fmt: skip
     assert "epoch 2 of 3 were kept" in plots[1].caption
     assert plots[3].caption == "more images would help"
-    for plot in plots[1:]:
+    for plot in plots:
         assert plot.svg().startswith("<svg")
         assert "prefers-color-scheme:dark" in plot.svg()
         png, svg = plot.save(tmp_path)
@@ -213,3 +214,48 @@ def test_predict_writes_heat_maps(run, made, tmp_path):  # noqa: F811
     assert len(out.splitlines()) == 7
     assert sorted(path.name for path in (tmp_path / "heat").iterdir()) == [f"{i + 1:06d}_{i}.png" for i in range(5)]
     assert size_of(tmp_path / "heat" / "000001_0.png") == (960, 400)
+
+
+def test_photographs_that_moved_or_changed_are_told(run, made, tmp_path):  # noqa: F811
+    features, bundle, photos = made
+    image = paint(tmp_path / "new.png", (81, 1, 7))
+    (photos / "bee" / "1.png").unlink()
+    paint(photos / "bee" / "2.png", (9, 9, 9))
+    told = "could not be read in " + str(photos) + ", or changed since the extraction; put them back, or extract anew"
+    code, _, err = run("similar", features, image, "--out", tmp_path / "s.png", "--top-k", 15)
+    assert code == 0
+    assert f"note: 2 image files of 15 {told}" in err
+    code, _, err = run("predict", bundle, features, "--explain", tmp_path / "heat", "--out", tmp_path / "p.csv")
+    assert code == 0
+    assert f"note: no heat maps: 2 image files of 15 {told}" in err
+    assert len(list((tmp_path / "heat").iterdir())) == 13
+
+
+def test_a_sheet_has_room_for_so_many(run, made, tmp_path, monkeypatch):  # noqa: F811
+    features, _, photos = made
+    monkeypatch.setattr("pipeline.insight.similar._MOST", 10)
+    words = ["similar", features, photos / "bee" / "1.png", "--out", tmp_path / "s.png", "--top-k", 15, "--json"]
+    data = json.loads(run(*words)[1])
+    assert len(data["similar"]) == 15
+    assert data["notes"] == ["the sheet shows the first 9 of 15 images"]
+    assert size_of(tmp_path / "s.png")[1] == 2 * 222 + 8
+
+
+def test_the_calibration_error_is_that_of_the_training():
+    report, scored = a_report()
+    plots = {plot.name: plot.caption for plot in make_plots(report, scored)}
+    assert (
+        f"expected calibration error {reliability(scored.y, scored.probabilities)['error']:.3f};"
+        in plots["reliability"]
+    )
+    row = {"from": 0.5, "to": 0.6, "n": 60, "probability": 0.55, "accuracy": 0.5}
+    report["metrics"]["test"]["calibration"] = {"after": {"error": 0.05, "chance": 0.01, "n": 60, "bins": [row]}}
+    plots = {plot.name: plot.caption for plot in make_plots(report, scored)}
+    assert plots["reliability"].startswith("expected calibration error 0.050;")
+
+
+def test_plots_name_the_class_and_shorten_a_long_name(tmp_path):
+    plots = {plot.name: plot for plot in make_plots(*a_report(classes=("cat", "d" * 180)))}
+    assert plots["confusion"].figure.axes[0].get_xticklabels()[1].get_text() == "d" * 23 + "…"
+    assert plots["roc"].figure.axes[0].get_xlabel() == f"False Positive Rate ({'d' * 23}…)"
+    assert plots["precision_recall"].figure.axes[0].get_ylabel() == f"Precision ({'d' * 23}…)"

@@ -1,5 +1,7 @@
 """The report and the audit on real photographs: faults planted and found, the page opened in a real browser."""
 
+import dataclasses
+import hashlib
 import io
 import json
 import random
@@ -10,14 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import paint
 from PIL import Image, ImageOps
 from test_cli import made, run  # noqa: F401 - fixtures
 
+from pipeline.errors import UsageError
 from pipeline.features.extraction import extract
 from pipeline.features.store import FeatureStore
+from pipeline.heads.bundle import Bundle
 from pipeline.heads.training import train_head
 from pipeline.insight.audit import audit
-from pipeline.insight.report import Options, write_report
+from pipeline.insight.report import Options, extract_command, train_command, write_report
 
 HOSTILE = "<img src=x onerror=alert(1)>.jpg"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -111,6 +116,7 @@ def test_the_page_is_complete_in_itself(page):
     assert not re.search(r"url\((?!data:)", text)
     assert "default-src 'none'" in text
     assert HOSTILE not in text
+    assert "The first 3 have a heat map beside the photograph" in text
     assert {path.name for path in page.plots} >= {"confusion.png", "confusion.svg", "reliability.png", "coverage.svg"}
     assert page.findings["leakage"] >= 45
 
@@ -307,3 +313,129 @@ def test_a_bundle_and_a_foreign_feature_file(run, made, tmp_path):  # noqa: F811
     FeatureStore(features).close()
     Path(features).unlink()
     assert "cannot read the feature file" in run("report", bundle, "--out", tmp_path / "r.html")[2]
+
+
+def test_several_labels_an_image_are_refused_with_the_reason(run, photos, tmp_path):  # noqa: F811
+    rows = [
+        f"{path},{'red;dark' if i % 3 else 'red' if i % 2 else 'dark'}"
+        for i, path in enumerate(sorted(photos.rglob("*.png")))
+    ]
+    (tmp_path / "m.csv").write_text("path,label\n" + "\n".join(rows))
+    features, bundle, out = tmp_path / "m.h5", tmp_path / "m.bundle", tmp_path / "r.html"
+    assert run("extract", tmp_path / "m.csv", "--out", features, "--weights", "random", "--size", 32)[0] == 0
+    train = ["train-head", features, "--out", bundle, "--multi-label", ";"]
+    code, _, err = run(*train, "--report", out)
+    assert (code, bundle.exists()) == (2, False)
+    assert "--multi-label goes without --report; leave one of them out" in err
+    code, _, err = run(*train)
+    assert code == 0, err
+    code, _, err = run("report", bundle, "--out", out)
+    assert (code, out.exists()) == (2, False)
+    assert "was trained with --multi-label, and the report shows one label per image; read report.json" in err
+
+
+def test_a_page_that_is_no_html_is_refused_before_training(run, made, tmp_path):  # noqa: F811
+    features, _, _ = made
+    code, _, err = run("train-head", features, "--out", tmp_path / "n.bundle", "--report", tmp_path / "r.pdf")
+    assert (code, (tmp_path / "n.bundle").exists()) == (2, False)
+    assert "end it in .html" in err
+
+
+def test_other_photographs_under_the_same_names_are_refused(run, made, tmp_path):  # noqa: F811
+    features, path, photos = made
+    bundle = Bundle.load(path)
+    with FeatureStore(features) as store:
+        digests = sorted(digest.tobytes() for digest in store.index.digests)
+    content = {**bundle.provenance, "content": hashlib.sha256(b"".join(digests)).hexdigest()}
+    bundle = dataclasses.replace(bundle, provenance=content)
+    assert write_report(bundle, tmp_path / "r.html", options=Options("pca")).bytes
+    paint(photos / "bee" / "1.png", (1, 200, 7))
+    network = ["--backbone", "mobilenet", "--weights", "random", "--size", 32]
+    assert run("extract", photos, "--out", tmp_path / "o.h5", *network)[0] == 0
+    with pytest.raises(UsageError, match=r"o.h5 holds other photographs than the bundle was trained on"):
+        write_report(bundle, tmp_path / "r.html", features=[tmp_path / "o.h5"])
+
+
+def test_the_commands_of_the_page_say_what_was_asked(made, tmp_path):  # noqa: F811
+    features, path, _ = made
+    bundle = Bundle.load(path)
+    with FeatureStore(features) as store:
+        recipe = dataclasses.replace(
+            store.recipe, layers=("a", "last"), precision="bfloat16", views="4:7", resize="crop", pooling="max"
+        )
+        plain = extract_command(store)
+        store.index = dataclasses.replace(store.index, recipe=recipe)
+        words = extract_command(store)
+    assert plain.endswith("--backbone mobilenet --weights random:0 --size 32")
+    assert words.endswith(
+        " --backbone mobilenet --weights random:0 --layer a --layer last --pooling max --size 32 --resize crop"
+        " --precision bfloat16 --views 4:7"
+    )
+    asked = {
+        "head": "auto", "params": {}, "cv": 5, "seed": 3, "budget": 90.0, "average_views": True, "curve": True,
+        "calibration": "none", "abstain": 0.95, "novelty": True, "exclude": "my findings.csv",
+    }  # fmt: skip
+    made_so = dataclasses.replace(bundle, provenance={"asked": asked})
+    assert train_command(made_so, "b.bundle", ["a.h5", "b.h5"]) == (
+        "python scripts/train_head.py a.h5 b.h5 --out b.bundle --head auto --cv 5 --budget 90.0 --average-views --curve"
+        " --seed 3 --calibration none --abstain 0.95 --novelty --exclude 'my findings.csv'"
+    )
+    given = {**dict.fromkeys(asked), "head": "dense", "params": {"hidden": [256, 128]}, "seed": 0}
+    made_so = dataclasses.replace(bundle, provenance={"asked": given})
+    command = train_command(made_so, "b", ["a.h5"])
+    assert command == "python scripts/train_head.py a.h5 --out b --head dense --param 'hidden=(256, 128)'"
+    # One from before this was kept: what was chosen was not asked for.
+    older = {"provenance": {"cv": 2, "seed": 1}, "params": {"C": 0.1}, "head_name": "logreg"}
+    chosen = dataclasses.replace(bundle, report={"chosen_on": "validation"}, **older)
+    assert train_command(chosen, "b", ["a.h5"]).endswith("--head logreg --cv 2 --seed 1")
+    fixed = dataclasses.replace(bundle, report={"chosen_on": ""}, **older)
+    assert train_command(fixed, "b", ["a.h5"]).endswith("--head logreg --param C=0.1 --cv 2 --seed 1")
+
+
+def test_two_classes_of_long_names_without_a_mistake(run, tmp_path):  # noqa: F811
+    long = "帽" + "x" * 150
+    for c, name in enumerate([long, "dog"]):
+        for i in range(40):
+            paint(tmp_path / "photos" / name / f"{i}.png", (200 * c + i, i, 7))
+    features, bundle, out = tmp_path / "f.h5", tmp_path / "b.bundle", tmp_path / "r.html"
+    assert run("extract", tmp_path / "photos", "--out", features, "--weights", "random", "--size", 32)[0] == 0
+    words = ["--abstain", 0.8, "--novelty", "--report", out]
+    code, terminal, err = run("train-head", features, "--out", bundle, *words)
+    assert code == 0, err
+    code, _, err = run("report", bundle, "--out", out, "--plots", tmp_path / "p", "--map", "pca")
+    assert code == 0, err
+    text = out.read_text()
+    shown = re.sub(r"<[^>]*>", "", text)
+    assert "No wrong answer on" in shown
+    assert "wrong labels" not in shown
+    for start in ("abstains below a probability", "accuracy of these", "expected calibration", "flags images unlike"):
+        (line,) = (line for line in terminal.splitlines() if line.startswith(start))
+        assert line in shown
+    assert '<table id="thresholds">' in text
+    assert "Area under the ROC curve 1.000." in text
+    assert f'title="{long}"' in text
+    names = shown[: shown.rindex("How it was made")]
+    assert f"帽{'x' * 37}…" in names
+    assert not [line for line in names.splitlines() if long in line and "/" not in line]
+
+
+def test_a_place_that_cannot_be_written_is_one_line_with_advice(run, made, tmp_path):  # noqa: F811
+    features, bundle, photos = made
+    (tmp_path / "file").write_text("")
+    bad, page = tmp_path / "file" / "x", tmp_path / "r.html"
+    for place in (f"{bad}/r.html", "/proc/r.html", "/proc/a/r.html"):
+        code, _, err = run("report", bundle, "--out", place, "--map", "pca")
+        assert (code, err.count("\n")) == (1, 1)
+        assert f"cannot write {place}: " in err
+        assert "choose another --out" in err
+    code, _, err = run("report", bundle, "--out", page, "--map", "pca", "--plots", bad)
+    assert (code, page.exists()) == (1, True)
+    assert f"cannot write the plots into {bad}: Not a directory; {page} was written, choose another --plots" in err
+    for words in (["audit", features], ["similar", features, photos / "bee" / "1.png"]):
+        place = bad / ("f.csv" if words[0] == "audit" else "f.png")
+        code, _, err = run(*words, "--out", place)
+        assert code == 1
+        assert f"cannot write {place}: Not a directory; choose another --out" in err
+        code, _, err = run(*words, "--out", tmp_path / "f.txt")
+        assert code == 2
+        assert f"cannot tell the format of '{tmp_path}/f.txt'; end it in {place.suffix}" in err

@@ -4,17 +4,20 @@ The audit writes the table, a person goes through its column ``action``, the tra
 """
 
 import csv
+import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.errors import UsageError, count_of
+from pipeline.errors import PipelineError, UsageError, count_of
 
 EXCLUDE = "exclude"
 REVIEW = "review"
 KEEP = "keep"
 ACTIONS = (EXCLUDE, REVIEW, KEEP)
+_SEPARATORS = ",;\t"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 class Finding(NamedTuple):
@@ -51,26 +54,36 @@ class Finding(NamedTuple):
 
 
 def write_findings(findings: Iterable[Finding], out: str | os.PathLike[str]) -> None:
-    """Write findings as CSV, UTF-8; bytes of a name that are not UTF-8 stay as they are."""
+    """Write findings as CSV, UTF-8; bytes of a name that are not UTF-8 stay as they are.
+
+    Raises
+    ------
+    PipelineError
+        If the file cannot be written.
+    """
     path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(Finding._fields)
-        for finding in findings:
-            table.writerow(finding._replace(score=f"{finding.score:.4f}"))  # type: ignore[arg-type]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(Finding._fields)
+            for finding in findings:
+                table.writerow(finding._replace(score=f"{finding.score:.4f}"))  # type: ignore[arg-type]
+    except OSError as error:
+        raise PipelineError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
 
 
 def read_findings(path: str | os.PathLike[str]) -> list[Finding]:
     """Read the table back, as `write_findings` or a spreadsheet wrote it.
 
-    Only the column ``path`` must be there; without ``action`` every row is to be excluded. Rows without a
+    Columns may be parted by commas, semicolons or tabs; the case of their headings does not matter. Only the
+    column ``path`` must be there; without ``action`` every row is to be excluded. Rows without a
     path, about a whole class, are left out.
 
     Raises
     ------
     UsageError
-        If there is no such table, or a row has an unknown action.
+        If there is no such table, it is in another encoding than UTF-8, or a row has an unknown action.
 
     Examples
     --------
@@ -80,10 +93,15 @@ def read_findings(path: str | os.PathLike[str]) -> list[Finding]:
     pipeline.errors.UsageError: cannot read the findings no.csv: No such file or directory; make them with audit.py
     """
     try:
-        with Path(path).open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            table = csv.DictReader(file)
-            rows = [{name: value or "" for name, value in row.items() if name} for row in table]
-            columns = table.fieldnames or []
+        data = Path(path).read_bytes()
+        if data.startswith(_UTF_16) or b"\0" in data:
+            raise UsageError(f"{path} is no plain text in UTF-8; save the table as CSV, UTF-8")
+        text = io.StringIO(data.decode("utf-8-sig", "surrogateescape"), newline="")
+        heading = text.readline()
+        text.seek(0)
+        table = csv.DictReader(text, delimiter=max(_SEPARATORS, key=heading.count))
+        table.fieldnames = columns = [name.strip().lower() for name in table.fieldnames or []]
+        rows = [{name: value or "" for name, value in row.items() if name} for row in table]
     except (OSError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"cannot read the findings {path}: {reason}; make them with audit.py") from error

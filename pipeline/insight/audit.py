@@ -20,14 +20,14 @@ from pipeline.features.neighbours import (
 )
 from pipeline.features.store import FeatureStore
 from pipeline.images.findings import EXCLUDE, KEEP, REVIEW, Finding
-from pipeline.insight.pictures import Pictures, look_at
+from pipeline.insight.pictures import Pictures, look_at, lost_note
 
 KINDS = {
     "label-error": "the vector fits another label",
-    "contradiction": "the same or nearly the same picture under two labels",
-    "leakage": "the same or nearly the same picture in two splits, so the score is too good",
+    "contradiction": "what may be the same picture, under two labels",
+    "leakage": "what may be the same picture, in two splits; the score may be too good",
     "exact-duplicate": "the same bytes as another image",
-    "near-duplicate": "nearly the same picture as another image: resized, encoded anew, mirrored, taken twice",
+    "near-duplicate": "may be the picture of another image: resized, encoded anew, mirrored, taken twice",
     "outlier": "like no other image",
     "dark": "hardly any light",
     "blank": "nearly one colour",
@@ -125,9 +125,7 @@ def audit(
     if pictures is None:
         notes.append("image files were not read: nothing is known of dark, blurred and odd-sized ones")
     elif pictures.unreadable:
-        notes.append(
-            f"{count_of(pictures.unreadable, 'image file')} of {len(store):,} could not be read in {store.index.root}"
-        )
+        notes.append(lost_note(pictures.unreadable, len(store), store.index.root))
     checks = _Checks(store, notes, seed)
     findings = [*checks.run(), *_photographs(checks, pictures), *_shortcuts(checks, pictures)]
     order = {kind: number for number, kind in enumerate(KINDS)}
@@ -196,7 +194,7 @@ class _Checks:
         for row, (number, cosine, kept) in found.items():
             kind = kinds[number]
             where = f" ({splits[kept]}, {self.names[kept] or 'no label'})"
-            same = "the same bytes as" if (digests[row] == digests[kept]).all() else "nearly the same picture as"
+            same = "the same bytes as" if (digests[row] == digests[kept]).all() else "may be the same picture as"
             yield self.finding(
                 EXCLUDE if kind in ("leakage", "exact-duplicate") and -cosine >= _SURE else REVIEW,
                 kind,

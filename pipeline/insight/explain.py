@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +12,10 @@ from PIL import Image, ImageOps
 
 from pipeline.errors import ImageError, PipelineError
 from pipeline.features.engines import Encoder, Speed, make_encoder
+from pipeline.features.store import FeatureStore
 from pipeline.heads.bundle import Bundle
 from pipeline.images.decode import load_pixels, open_rgb
+from pipeline.insight.pictures import photograph
 from pipeline.prediction import Prediction
 
 CAM, OCCLUSION = "cam", "occlusion"
@@ -198,7 +200,8 @@ def explained(
     rows: Iterable[Prediction],
     folder: str | os.PathLike[str],
     *,
-    root: str = "",
+    stores: Sequence[FeatureStore] = (),
+    lost: list[str] | None = None,
     speed: Speed = Speed(),
 ) -> Iterator[Prediction]:
     """Pass predictions on, and write the heat map of each into a folder.
@@ -208,9 +211,12 @@ def explained(
     bundle : Bundle
     rows : iterable of Prediction
     folder : path
-        Gets ``000001_NAME.png`` and so on, numbered by row: the photograph, and beside it what spoke for the answer.
-    root : str
-        The folder that paths are relative to.
+        Gets ``000001_NAME.png`` and so on, numbered by row: the photograph, right of it what spoke for the answer.
+    stores : sequence of FeatureStore
+        The feature files that were predicted from, if it was these; a photograph that has changed since gets no
+        heat map.
+    lost : list of str or None
+        Gets the paths of images without a heat map: gone, or changed since.
     speed : Speed
 
     Raises
@@ -224,7 +230,9 @@ def explained(
         target.mkdir(parents=True, exist_ok=True)
         for number, row in enumerate(rows, start=1):
             if row.labels:
-                picture = _picture(os.path.join(root, row.path))  # noqa: PTH118 - names of any bytes
+                picture = _picture(row.path, stores)
+                if picture is None and lost is not None:
+                    lost.append(row.path)
                 if picture is not None:
                     name = Path(row.path).stem.encode("utf-8", "replace").decode()[:80]
                     _side_by_side(explainer, picture, row.labels[0]).save(target / f"{number:06d}_{name}.png")
@@ -235,9 +243,11 @@ def explained(
         ) from error
 
 
-def _picture(path: str) -> Image.Image | None:
+def _picture(path: str, stores: Sequence[FeatureStore]) -> Image.Image | None:
+    store = next((each for each in stores if path in each.positions), None)
     try:
-        return ImageOps.contain(open_rgb(path), (_SIDE, _SIDE))
+        source = photograph(store, store.positions[path]) if store else path
+        return ImageOps.contain(open_rgb(source), (_SIDE, _SIDE))
     except ImageError:
         return None  # gone since it was predicted
 

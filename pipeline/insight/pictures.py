@@ -1,6 +1,7 @@
 """Image files looked at once, in small: thumbnails, brightness, sharpness and size."""
 
 import base64
+import hashlib
 import io
 import os
 from collections.abc import Callable, Collection, Sequence
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from pipeline.errors import ImageError
+from pipeline.errors import ImageError, count_of
 from pipeline.features.engines import Speed
 from pipeline.features.extraction import ahead
 from pipeline.features.store import FeatureStore
@@ -46,7 +47,7 @@ class Pictures:
 
     @property
     def unreadable(self) -> int:
-        """How many image files are not where they were, or cannot be read any more."""
+        """How many image files are not where they were, cannot be read any more, or have changed."""
         return int(np.isnan(self.measures[:, 0]).sum())
 
 
@@ -82,7 +83,7 @@ def look_at(
 
     def look(row: int) -> tuple[list[float], Image.Image | None] | None:
         try:
-            image, size = _open_small(path_of(store, row))
+            image, size = _open_small(photograph(store, row))
         except _ERRORS:
             return None
         small = image if max(image.size) <= _LOOK else ImageOps.contain(image, (_LOOK, _LOOK), Image.Resampling.BOX)
@@ -102,11 +103,11 @@ def look_at(
 
 
 def thumbnails(store: FeatureStore, rows: Collection[int], side: int) -> dict[int, Image.Image]:
-    """Make thumbnails of some rows; those that cannot be read are left out."""
+    """Make thumbnails of some rows; those that cannot be read, or have changed, are left out."""
 
     def make(row: int) -> Image.Image | None:
         try:
-            return thumbnail(_open_small(path_of(store, row))[0], side)
+            return thumbnail(_open_small(photograph(store, row))[0], side)
         except _ERRORS:
             return None
 
@@ -120,14 +121,40 @@ def path_of(store: FeatureStore, row: int) -> str:
     return os.path.join(store.index.root, store.paths[row])  # noqa: PTH118 - names of any bytes
 
 
+def photograph(store: FeatureStore, row: int) -> bytes:
+    """Read the image file of a row, as it was when its vector was made.
+
+    Raises
+    ------
+    ImageError
+        As for `pipeline.images.decode.read_bytes`; with the reason ``changed`` if it has other bytes now.
+    """
+    path = path_of(store, row)
+    data = read_bytes(path)
+    if hashlib.sha256(data).digest() != store.index.digests[row].tobytes():
+        raise ImageError("changed", f"{path!r} has changed since the extraction")
+    return data
+
+
+def lost_note(count: int, total: int, root: str) -> str:
+    """Say how many photographs are not shown, and what to do.
+
+    >>> print(lost_note(2, 9, "photos"))
+    2 image files of 9 could not be read in photos, or changed since the extraction; put them back, or extract anew
+    """
+    return (
+        f"{count_of(count, 'image file')} of {total:,} could not be read in {root}, or changed since the extraction;"
+        " put them back, or extract anew"
+    )
+
+
 def thumbnail(image: Image.Image, side: int) -> Image.Image:
     """Shrink an image to fit into a square; its shape stays."""
     return ImageOps.contain(image, (side, side), Image.Resampling.BICUBIC)
 
 
-def _open_small(path: str) -> tuple[Image.Image, tuple[int, int]]:
+def _open_small(data: bytes) -> tuple[Image.Image, tuple[int, int]]:
     """Open an image; a large JPEG at a half, a quarter or an eighth, which is faster than in full."""
-    data = read_bytes(path)
     if not data.startswith(b"\xff\xd8\xff"):
         image = open_rgb(data)
         return image, image.size

@@ -1,6 +1,7 @@
 """Plots of a training, made by matplotlib: files for a paper, and pictures in the report."""
 
 import io
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pipeline.heads.calibration import reliability
+from pipeline.heads.evaluation import shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +35,7 @@ _STYLE = {
     "ytick.color": _INK,
 }
 _LIGHT_AND_DARK = "<style>svg{color:#1c1e21}@media(prefers-color-scheme:dark){svg{color:#e4e6eb}}</style>"
-_BINS = 10
+_NAME = 24  # columns of a class name
 _BLUE, _ORANGE, _GREY = "#3b82c4", "#e07b28", "#8a8f98"
 
 
@@ -93,7 +97,9 @@ class Plot:
 def _style() -> Iterator[None]:
     import matplotlib as mpl
 
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        # Letters that its font lacks become boxes, a crowded figure stays as it is; neither is the reader's affair.
+        warnings.simplefilter("ignore", UserWarning)
         yield
 
 
@@ -196,20 +202,17 @@ def _candidates(figure: "Figure", report: Mapping[str, Any], scored: Scored | No
 def _reliability(figure: "Figure", report: Mapping[str, Any], scored: Scored | None) -> str:
     if scored is None or not len(scored.y):
         return ""
-    top = scored.probabilities.max(axis=1)
-    bins = np.minimum((top * _BINS).astype(int), _BINS - 1)
+    # As it was measured at the training, so that the page says what the terminal said.
+    stored = report["metrics"].get(scored.split, {}).get("calibration", {}).get("after")
+    found = stored or reliability(scored.y, scored.probabilities)
+    sure, right, counts = (np.array([row[name] for row in found["bins"]]) for name in ("probability", "accuracy", "n"))
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", label="as sure as right")
-    used = [number for number in range(_BINS) if (bins == number).any()]
-    counts = np.array([(bins == number).sum() for number in used])
-    sure = np.array([top[bins == number].mean() for number in used])
-    right = np.array([scored.right[bins == number].mean() for number in used])
     axes.plot(sure, right, color=_BLUE)
     axes.scatter(sure, right, s=20 + 180 * counts / counts.max(), color=_BLUE, label=f"{scored.split} images")
     axes.set(xlabel="probability of the answer", ylabel="share of right answers", xlim=(0, 1), ylim=(0, 1.02))
     axes.legend(loc="upper left")
-    error = float((counts * np.abs(sure - right)).sum() / counts.sum())
-    return f"expected calibration error {error:.3f}; a larger dot stands for more images"
+    return f"expected calibration error {found['error']:.3f}; a larger dot stands for more images"
 
 
 def _coverage(figure: "Figure", report: Mapping[str, Any], scored: Scored | None) -> str:
@@ -256,6 +259,8 @@ def _binary(axes: "Axes", scored: Scored | None, draw: Callable[..., Any]) -> st
     assert scored is not None
     name = _plain(scored.classes[1])
     draw(scored.y, scored.probabilities[:, 1], ax=axes, name=name)
+    axes.set_xlabel(axes.get_xlabel().replace("Positive label: 1", name))
+    axes.set_ylabel(axes.get_ylabel().replace("Positive label: 1", name))
     return f"the class {name} against {_plain(scored.classes[0])}, as the threshold moves"
 
 
@@ -282,5 +287,5 @@ def candidate_name(row: Mapping[str, Any], head: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """Keep matplotlib from reading formulas into a name, or from failing at its odd characters."""
-    return "".join(c if c.isprintable() else "?" for c in name).replace("$", r"\$")
+    """Keep matplotlib from reading formulas into a name, from failing at its odd characters, or from lack of room."""
+    return "".join(c if c.isprintable() else "?" for c in shorten(name, _NAME)).replace("$", r"\$")

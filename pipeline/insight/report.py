@@ -1,6 +1,7 @@
 """The report: one HTML file, complete in itself, that shows what was learned and what is wrong with the data."""
 
 import base64
+import contextlib
 import hashlib
 import os
 import shlex
@@ -16,21 +17,26 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ImageError, PipelineError, UsageError, WeightsError, count_of
 from pipeline.features.engines import Speed
+from pipeline.features.recipe import LAST
 from pipeline.features.store import FeatureStore, publish
+from pipeline.features.weights import IMAGENET
 from pipeline.heads.bundle import Bundle
-from pipeline.heads.evaluation import printable
+from pipeline.heads.evaluation import printable, shorten
 from pipeline.heads.joining import load_training_data
+from pipeline.heads.trust import format_trust
 from pipeline.images.decode import open_rgb
 from pipeline.images.findings import Finding
+from pipeline.images.views import ONE
 from pipeline.insight.audit import KINDS, Audit, audit
 from pipeline.insight.explain import CAM, Explainer, overlay
-from pipeline.insight.pictures import data_address, look_at, pack, path_of, thumbnail, thumbnails
+from pipeline.insight.pictures import data_address, look_at, pack, photograph, thumbnail, thumbnails
 from pipeline.insight.plots import Plot, Scored, candidate_name, make_plots
 from pipeline.insight.projection import project
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_POINTS = 10_000
 _SHOWN = 24  # mistakes, unsure answers, findings of a kind
+_NAME = 40  # columns of a class name on the page, whose full length is in its title
 _LARGE = 144  # pixels of a photograph beside its facts
 _SMALL = ((2_000, 112), (4_000, 88), (MAX_POINTS, 64))  # points on the map -> pixels of their thumbnails
 
@@ -109,7 +115,8 @@ def write_report(
     Raises
     ------
     UsageError
-        If the feature files are not those of the bundle, or `out` is no HTML file.
+        If the feature files are not those of the bundle, the bundle names several labels per image, or `out` is
+        no HTML file.
     StoreError
         If they cannot be found.
 
@@ -119,18 +126,25 @@ def write_report(
     []
     """
     started = time.monotonic()
-    target = Path(out)
-    if target.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"cannot tell the format of {str(out)!r}; end it in .html")
+    target = check_target(out)
     name = "" if isinstance(bundle, Bundle) else os.fspath(bundle)
     loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
+    if loaded.multi_label:
+        raise UsageError(
+            f"{name or 'the bundle'} was trained with --multi-label, and the report shows one label per image; read"
+            " report.json and README.md in the bundle, and look at single images with predict.py"
+        )
     answers = _Answers.of(loaded, features)
-    with answers.store:
+    with contextlib.ExitStack() as opened:
+        for store in answers.stores:
+            opened.enter_context(store)
         page = _Page(loaded, answers, options, progress)
-        html = page.html(name, target)
-    target.parent.mkdir(parents=True, exist_ok=True)
+        made = [extract_command(store) for store in answers.stores]
+        made += [train_command(loaded, name or "BUNDLE", [str(store.path) for store in answers.stores])]
+        html = page.html(name, [*made, _report_command(name or "BUNDLE", out, features, options)])
     temporary = target.with_name(f".{target.name}.tmp")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(html)
         publish(temporary, target)
     except OSError as error:
@@ -138,22 +152,42 @@ def write_report(
             f"cannot write {out}: {error.strerror or error}; make space or choose another --out"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
-    plots = [path for plot in page.plots for path in plot.save(Path(options.plots))] if options.plots else []
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    try:
+        plots = [path for plot in page.plots for path in plot.save(Path(options.plots))] if options.plots else []
+    except OSError as error:
+        raise PipelineError(
+            f"cannot write the plots into {options.plots}: {error.strerror or error}; {out} was written, choose another"
+            " --plots for these"
+        ) from error
     seconds = round(time.monotonic() - started, 3)
     return Written(target, len(html), plots, page.audit.counts(), page.notes, seconds)
+
+
+def check_target(out: str | os.PathLike[str]) -> Path:
+    """Return the path of a report; one that does not end in .html is a UsageError."""
+    target = Path(out)
+    if target.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"cannot tell the format of {str(out)!r}; end it in .html")
+    return target
 
 
 @dataclass(frozen=True)
 class _Answers:
     """What the bundle says about every image that it was trained or scored on; row i of each is one image."""
 
-    store: FeatureStore
-    rows: NDArray[np.int64]  # of the store
+    stores: tuple[FeatureStore, ...]
+    rows: NDArray[np.int64]  # of the first store
     vectors: NDArray[np.float32]
     y: NDArray[np.int64]
     splits: NDArray[np.str_]
     proba: NDArray[np.float64]
+
+    @property
+    def store(self) -> FeatureStore:
+        """The first of the joined files, whose paths and photographs are shown."""
+        return self.stores[0]
 
     @classmethod
     def of(cls, bundle: Bundle, features: Sequence[str | os.PathLike[str]]) -> "_Answers":
@@ -177,10 +211,18 @@ class _Answers:
         asked = data.X if bundle.average_views else own
         positions = data.stores[0].positions
         rows = np.array([positions[path] for path in data.paths], np.int64)
-        for store in data.stores[1:]:
-            store.close()
+        if provenance.get("content", found := _content(data.stores[0], rows)) != found:
+            raise UsageError(
+                f"{files[0]} holds other photographs than the bundle was trained on, though its recipe and classes are"
+                " the same; name the file that it was trained on with --features, or train a bundle on this one"
+            )
         proba = np.concatenate([bundle.probabilities(asked[at : at + 4096]) for at in range(0, len(asked), 4096)])
-        return cls(data.stores[0], rows, own, data.y, np.asarray(data.splits), proba)
+        return cls(data.stores, rows, own, data.y, np.asarray(data.splits), proba)
+
+
+def _content(store: FeatureStore, rows: NDArray[np.int64]) -> str:
+    """Return the digest of a set of photographs, whatever their order; as in the bundle's provenance."""
+    return hashlib.sha256(b"".join(sorted(row.tobytes() for row in store.index.digests[rows]))).hexdigest()
 
 
 @dataclass
@@ -195,7 +237,7 @@ class _Page:
     plots: list[Plot] = field(default_factory=list)
     audit: Audit = field(default_factory=lambda: Audit([], 0, [], 0.0))
 
-    def html(self, name: str, out: Path) -> bytes:
+    def html(self, name: str, commands: Sequence[str]) -> bytes:
         answers, report = self.answers, dict(self.bundle.report)
         store = answers.store
         predicted = answers.proba.argmax(axis=1)
@@ -243,6 +285,7 @@ class _Page:
             verdict=verdict(metrics, report["scored_on"]),
             report=report,
             metrics=metrics,
+            trust=format_trust(metrics, report.get("trust") or {}),
             split=split,
             candidates=[{**row, "name": candidate_name(row, report["head"])} for row in report.get("candidates", [])],
             mistakes=[card(each) for each in mistakes.tolist()],
@@ -262,7 +305,7 @@ class _Page:
             images=len(answers.y),
             projection=self.options.projection,
             data={
-                "classes": [show(each) for each in self.bundle.classes],
+                "classes": [short(each) for each in self.bundle.classes],
                 "splits": ["train", "validation", "test"],
                 "judged": split,
                 "side": side,
@@ -277,12 +320,13 @@ class _Page:
             },
             skipped=[(show(path), show(reason)) for path, reason in store.skipped.items()],
             heat_method="" if not heat else self._heat_method,
+            heated=len(mistakes[: self.options.heat_maps]),
             store=store,
             recipes=[show(str(recipe)) for recipe in self.bundle.recipes],
             fingerprints=[recipe.fingerprint for recipe in self.bundle.recipes],
             versions=self.bundle.provenance.get("versions", {}),
             made_with=store.index.created_with,
-            commands=commands(self.bundle, store, name or "BUNDLE", out),
+            commands=commands,
             notes=self.notes,
             now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         )
@@ -325,7 +369,7 @@ class _Page:
             self._heat_method = "class activation map" if explainer.method == CAM else "occlusion"
             for each in chosen:
                 try:
-                    picture = thumbnail(open_rgb(path_of(store, int(self.answers.rows[each]))), 2 * _LARGE)
+                    picture = thumbnail(open_rgb(photograph(store, int(self.answers.rows[each]))), 2 * _LARGE)
                 except ImageError:
                     continue
                 heat = explainer.map(picture, int(predicted[each]))
@@ -345,6 +389,7 @@ class _Page:
             undefined=jinja2.StrictUndefined,
         )
         environment.filters["show"] = show
+        environment.filters["short"] = short
         environment.filters["count_of"] = count_of
         script = (TEMPLATES / "report.js").read_text("utf-8")
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -360,6 +405,15 @@ def show(text: Any) -> str:
     a\udc80\n.jpg
     """
     return printable(str(text))
+
+
+def short(text: Any, columns: int = _NAME) -> str:
+    """Keep the beginning of a long name.
+
+    >>> short("a name as long as this", 12)
+    'a name as l…'
+    """
+    return shorten(show(text), columns)
 
 
 def verdict(metrics: Mapping[str, Any], split: str) -> str:
@@ -395,7 +449,7 @@ def verdict(metrics: Mapping[str, Any], split: str) -> str:
     often = metrics["majority"]
     text = (
         f"Right for {right:,} of {metrics['n']:,} {where}: accuracy {_percent(metrics['accuracy'])}, with 95 %"
-        f" certainty between {_percent(low)} and {_percent(high)}. Always answering {show(often['class'])} would be"
+        f" certainty between {_percent(low)} and {_percent(high)}. Always answering {short(often['class'])} would be"
         f" right for {_percent(often['accuracy'])}."
     )
     np.fill_diagonal(confusion, 0)
@@ -405,7 +459,7 @@ def verdict(metrics: Mapping[str, Any], split: str) -> str:
     names = metrics["classes"]
     total = int(np.array(metrics["confusion"])[true].sum())
     return (
-        f"{text} The most frequent mistake: {show(names[true])} taken for {show(names[taken])}"
+        f"{text} The most frequent mistake: {short(names[true])} taken for {short(names[taken])}"
         f" ({int(confusion[true, taken]):,} of {total:,})."
     )
 
@@ -414,24 +468,67 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def commands(bundle: Bundle, store: FeatureStore, name: str, out: Path) -> list[str]:
-    """Return the commands that make the feature file, the bundle and the report, with every option said."""
-    recipe = bundle.recipes[0]
-    weights = recipe.weights_path if recipe.weights == "file" else recipe.weights
+# What train_head.py was asked, option by option, where it differs from the default.
+_TRAINING = {
+    "cv": None,
+    "budget": None,
+    "average_views": False,
+    "curve": False,
+    "seed": 0,
+    "calibration": "auto",
+    "abstain": None,
+    "novelty": False,
+    "exclude": None,
+}
+_EXTRACTION = {"pooling": "avg", "size": None, "resize": "squash", "precision": "float32", "views": ONE}
+
+
+def extract_command(store: FeatureStore) -> str:
+    """Return the command that makes a feature file."""
+    recipe = store.recipe
     backbone = recipe.weights_path if recipe.row is None else recipe.backbone
+    weights = recipe.weights_path if recipe.weights == "file" else recipe.weights
+    words = ["extract.py", store.index.root, "--out", str(store.path), "--backbone", backbone]
+    words += [] if recipe.row is None else _options({"weights": weights}, {"weights": IMAGENET})
+    words += [] if recipe.layers == (LAST,) else [word for layer in recipe.layers for word in ("--layer", layer)]
+    words += _options({name: getattr(recipe, name) for name in _EXTRACTION}, _EXTRACTION)
+    return _command([*words, *_options({"dtype": str(store.dtype)}, {"dtype": "float32"})])
+
+
+def train_command(bundle: Bundle, name: str, files: Sequence[str]) -> str:
+    """Return the command that trains a bundle; of one that does not know what was asked, what can be told."""
     provenance = bundle.provenance
-    files = list(provenance.get("features") or [str(store.path)])
-    extract = ["extract.py", store.index.root, "--out", str(store.path), "--backbone", backbone]
-    extract += [] if recipe.row is None else ["--weights", weights]
-    extract += [word for layer in recipe.layers if layer != "last" for word in ("--layer", layer)]
-    extract += ["--pooling", recipe.pooling, "--size", str(recipe.size), "--resize", recipe.resize]
-    extract += ["--precision", recipe.precision, "--dtype", str(store.dtype)]
-    train = ["train_head.py", *files, "--out", name, "--head", bundle.head_name]
-    train += [word for key, value in bundle.params.items() for word in ("--param", f"{key}={value}")]
-    train += ["--cv", str(provenance["cv"])] if provenance.get("cv") else []
-    train += ["--seed", str(provenance.get("seed", 0))]
-    report = ["report.py", name, "--out", str(out)]
-    return [show(shlex.join(["python", f"scripts/{words[0]}", *words[1:]])) for words in (extract, train, report)]
+    # Parameters that the training chose were not asked for: with them it would choose nothing.
+    given = {} if bundle.report.get("chosen_on") else dict(bundle.params)
+    older = {"head": bundle.head_name, "params": given, "average_views": bundle.average_views}
+    asked = provenance.get("asked") or {**older, "cv": provenance.get("cv"), "seed": provenance.get("seed", 0)}
+    words = ["train_head.py", *files, "--out", name, "--head", str(asked["head"])]
+    for key, value in (asked.get("params") or {}).items():
+        words += ["--param", f"{key}={tuple(value) if isinstance(value, list) else value}"]  # JSON knows no tuple
+    return _command([*words, *_options(asked, _TRAINING)])
+
+
+def _report_command(name: str, out: str | os.PathLike[str], features: Sequence[Any], options: Options) -> str:
+    words = ["report.py", name, "--out", os.fspath(out)]
+    words += [word for file in features for word in ("--features", os.fspath(file))]
+    words += ["--map", options.projection] if options.projection != Options.projection else []
+    chosen = {"heat_maps": options.heat_maps, "seed": options.seed, "plots": options.plots}
+    return _command([*words, *_options(chosen, vars(Options()))])
+
+
+def _options(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+    """Return the words of the options whose value is another than the default."""
+    words = []
+    for name, default in defaults.items():
+        value = values.get(name, default)
+        if value != default and value is not None:
+            option = f"--{name.replace('_', '-')}"
+            words += [option] if value is True else [option, str(value)]
+    return words
+
+
+def _command(words: Sequence[str]) -> str:
+    return show(shlex.join(["python", f"scripts/{words[0]}", *words[1:]]))
 
 
 def _svg(plot: Plot) -> str:

@@ -13,9 +13,10 @@ from pipeline.features.neighbours import nearest
 from pipeline.features.store import FeatureStore
 from pipeline.heads.evaluation import printable, shorten
 from pipeline.images.decode import load_pixels, open_rgb
-from pipeline.insight.pictures import path_of, thumbnail, thumbnails
+from pipeline.insight.pictures import lost_note, path_of, thumbnail, thumbnails
 
 _CELL, _TEXT, _GAP, _ACROSS = 180, 34, 8, 5
+_MOST = 250  # cells of a sheet, which is then 9,400 pixels high
 
 
 class Similar(NamedTuple):
@@ -90,15 +91,26 @@ def find_similar(
 
 def contact_sheet(
     store: FeatureStore, image: str | os.PathLike[str], found: Sequence[Similar], out: str | os.PathLike[str]
-) -> None:
+) -> list[str]:
     """Write a PNG with the image asked for and those found, each with its label and cosine.
+
+    Returns
+    -------
+    list of str
+        What the sheet does not show, and why: it has room for 249 images, and not all may still be there.
 
     Raises
     ------
     PipelineError
         If it cannot be written.
     """
+    notes = []
+    if len(found) >= _MOST:
+        notes.append(f"the sheet shows the first {_MOST - 1} of {len(found):,} images")
+        found = found[: _MOST - 1]
     pictures = thumbnails(store, [each.row for each in found], _CELL)
+    if lost := len(found) - len(pictures):
+        notes.append(lost_note(lost, len(found), store.index.root))
     cells: list[tuple[Image.Image | None, str, str]] = [
         (thumbnail(open_rgb(os.fspath(image)), _CELL), "this image", "")
     ]
@@ -120,6 +132,7 @@ def contact_sheet(
         sheet.save(out, "PNG")
     except OSError as error:
         raise PipelineError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
+    return notes
 
 
 def _ascii(text: str) -> str:
