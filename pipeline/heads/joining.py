@@ -1,5 +1,6 @@
 """Feature files to training data: joined by image, never by position, with splits and units."""
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -56,6 +57,13 @@ class TrainingData:
         """Return a number for each row, shape (n,): rows of one number share a group and are never parted."""
         own = [group or f"\0{row}" for row, group in enumerate(self.groups.tolist())]
         return np.unique(own, return_inverse=True)[1].astype(np.int64)
+
+    @cached_property
+    def content(self) -> str:
+        """SHA-256 in hexadecimal of the digests of all images, whatever their order and names."""
+        first = self.stores[0]
+        digests = first.index.digests[[first.positions[path] for path in self.paths]]
+        return hashlib.sha256(b"".join(sorted(row.tobytes() for row in digests))).hexdigest()
 
 
 def load_training_data(

@@ -1,7 +1,6 @@
 """Stage 2: cached vectors to a fitted head, an honest report, and a bundle."""
 
 import contextlib
-import hashlib
 import os
 import time
 import warnings
@@ -196,17 +195,10 @@ def provenance_of(data: TrainingData, seed: int) -> dict[str, Any]:
         "fingerprints": [recipe.fingerprint for recipe in recipes],
         "recipes": [str(recipe) for recipe in recipes],
         "images": len(data.y),
-        "content": _content_of(data),
+        "content": data.content,
         "features": [str(store.path.absolute()) for store in data.stores],
         "versions": installed_versions("twostage-features", "numpy", "scikit-learn", "skops", "keras", "tensorflow"),
     }
-
-
-def _content_of(data: TrainingData) -> str:
-    """Return a digest of all images that took part, whatever their order and names."""
-    first = data.stores[0]
-    digests = first.index.digests[[first.positions[path] for path in data.paths]]
-    return hashlib.sha256(b"".join(sorted(row.tobytes() for row in digests))).hexdigest()
 
 
 def _plain(asked: _Options) -> dict[str, Any]:
