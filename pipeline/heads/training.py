@@ -1,6 +1,7 @@
 """Stage 2: cached vectors to a fitted head, an honest report, and a bundle."""
 
 import contextlib
+import json
 import os
 import time
 import warnings
@@ -153,7 +154,7 @@ def train_head(
     notes += sorted(warned)
     provenance = {
         **provenance_of(data, seed),
-        "asked": {"head": head, "params": params, "cv": given_cv, "seed": seed, **_plain(asked)},
+        "asked": _plain({"head": head, "params": params, "cv": given_cv, "seed": seed, **asdict(asked)}),
         "cv": cv,
         "findings": [each._asdict() for each in findings],
     }
@@ -201,12 +202,11 @@ def provenance_of(data: TrainingData, seed: int) -> dict[str, Any]:
     }
 
 
-def _plain(asked: _Options) -> dict[str, Any]:
-    """Return the options as plain data, those of `Trust` among the others."""
-    options = asdict(asked)
-    trust = options.pop("trust")
-    exclude = options.pop("exclude")
-    return {**options, **trust, "exclude": None if exclude is None else os.fspath(exclude)}
+def _plain(asked: dict[str, Any]) -> dict[str, Any]:
+    """Return what was asked for as JSON would give it back, the options of `Trust` among the others."""
+    trust = asked.pop("trust")
+    plain: dict[str, Any] = json.loads(json.dumps({**asked, **trust}, default=str))
+    return plain
 
 
 def with_novelty(safeguards: Safeguards, data: TrainingData, seed: int) -> Safeguards:

@@ -137,7 +137,7 @@ class Decoders:
             child = self._borrow()
             try:
                 answer = child.ask(content, arguments)
-            except (EOFError, OSError):
+            except (EOFError, OSError, ValueError):  # ValueError: `close` has closed the pipe meanwhile
                 status = self._drop(child)
                 if status == -signal.SIGPROF:
                     raise ImageError("timeout", f"decoding took more than {self._time_limit:g} s") from None
