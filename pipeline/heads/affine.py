@@ -70,10 +70,10 @@ class AffineHead:
     @classmethod
     def of(cls, pipeline: Any) -> "AffineHead | None":
         """Fold a fitted pipeline of `make_head` into one map; None where it is none."""
-        from sklearn.linear_model import LogisticRegression
         from sklearn.linear_model._base import LinearClassifierMixin
         from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
+        from pipeline.heads.calibration import is_softmax
         from pipeline.heads.softmax_head import SoftmaxHead
 
         last = pipeline[-1]
@@ -81,9 +81,7 @@ class AffineHead:
         steps = [step for _, step in pipeline.steps[:-1]]
         scaler = next((step for step in steps if isinstance(step, StandardScaler)), None)
         known = all(isinstance(step, (FunctionTransformer, StandardScaler)) for step in steps)
-        softmax = isinstance(last, SoftmaxHead) or (
-            isinstance(last, LogisticRegression) and (last.solver != "liblinear" or len(last.classes_) == 2)
-        )
+        softmax = isinstance(last, SoftmaxHead) or is_softmax(last)
         if not (known and softmax and isinstance(linear, LinearClassifierMixin)):
             return None
         weights = np.atleast_2d(linear.coef_).T.astype(np.float64)

@@ -245,8 +245,7 @@ def _held_out(fitter: Fitter, chosen: Choice, classes: NDArray[np.int64]) -> Hel
     proba = chosen.folded
     if proba is None:
         train = fitter.data.rows("train")
-        units = set(zip(y[train].tolist(), fitter.data.units[train].tolist(), strict=True))
-        counts = Counter(label for label, _ in units)
+        counts = _units_of_classes(fitter.data, train)
         folds = min(TRUST_FOLDS, max(2, min(counts.values())))
         # A class with fewer images than folds takes no part.
         rows = train[[counts[label] >= folds for label in y[train].tolist()]]
@@ -314,10 +313,8 @@ def _check_trainable(data: TrainingData, train: NDArray[np.int64], cv: int | Non
     if len(counts) < 2:
         only = data.classes[next(iter(counts))]
         raise TrainingError(f"all training images are of the class {only!r}; a classifier needs at least two classes")
-    # An image of a group counts with its group, which no fold may cut.
-    units = set(zip(data.y[train].tolist(), data.units[train].tolist(), strict=True))
     unit = "training group" if data.groups[train].any() else "training image"
-    rarest, smallest = min(Counter(label for label, _ in units).items(), key=lambda item: item[1])
+    rarest, smallest = min(_units_of_classes(data, train).items(), key=lambda item: item[1])
     needed = cv or (2 if len(train) == len(data.y) else 1)
     if smallest < needed:
         raise TrainingError(
@@ -325,3 +322,9 @@ def _check_trainable(data: TrainingData, train: NDArray[np.int64], cv: int | Non
             + (", or leave out --cv" if cv else "")
         )
     return smallest
+
+
+def _units_of_classes(data: TrainingData, rows: NDArray[np.int64]) -> Counter[int]:
+    """Count the units of each class: an image of a group counts with its group, which no fold may cut."""
+    units = set(zip(data.y[rows].tolist(), data.units[rows].tolist(), strict=True))
+    return Counter(label for label, _ in units)
