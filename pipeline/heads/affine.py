@@ -1,6 +1,5 @@
 """`AffineHead`: a head that is one affine map and a softmax, as plain arrays that NumPy alone applies."""
 
-import io
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import IntegrityError
+from pipeline.heads.arrays import packed, softmax, unpacked
 
 _NAMES = ("matrix", "offset", "classes")
 
@@ -37,16 +37,11 @@ class AffineHead:
 
     def predict_proba(self, X: NDArray[Any]) -> NDArray[np.float64]:
         """Turn vectors (n, d) into probabilities, float64 (n, k)."""
-        logits = X.astype(np.float64) @ self.matrix + self.offset
-        logits -= logits.max(axis=1, keepdims=True)
-        odds = np.exp(logits)
-        return np.asarray(odds / odds.sum(axis=1, keepdims=True))
+        return softmax(X.astype(np.float64) @ self.matrix + self.offset)
 
     def to_bytes(self) -> bytes:
         """Return the arrays as an ``.npz`` archive."""
-        buffer = io.BytesIO()
-        np.savez(buffer, matrix=self.matrix, offset=self.offset, classes=self.classes_)
-        return buffer.getvalue()
+        return packed(matrix=self.matrix, offset=self.offset, classes=self.classes_)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "AffineHead":
@@ -57,11 +52,8 @@ class AffineHead:
         IntegrityError
             If these are other arrays.
         """
-        try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-                matrix, offset, classes = (archive[name] for name in _NAMES)
-        except Exception as error:
-            raise IntegrityError(f"the arrays of the head cannot be read ({error}); train the bundle anew") from error
+        with unpacked(data, _NAMES, "the arrays of the head") as (matrix, offset, classes):
+            pass
         fits = matrix.ndim == 2 and offset.shape == classes.shape == matrix.shape[1:]
         if not fits or {matrix.dtype, offset.dtype} != {np.dtype(np.float64)} or classes.dtype != np.int64:
             raise IntegrityError(f"the arrays of the head have shapes {matrix.shape}, {offset.shape}; train it anew")
@@ -81,8 +73,8 @@ class AffineHead:
         steps = [step for _, step in pipeline.steps[:-1]]
         scaler = next((step for step in steps if isinstance(step, StandardScaler)), None)
         known = all(isinstance(step, (FunctionTransformer, StandardScaler)) for step in steps)
-        softmax = isinstance(last, SoftmaxHead) or is_softmax(last)
-        if not (known and softmax and isinstance(linear, LinearClassifierMixin)):
+        has_softmax = isinstance(last, SoftmaxHead) or is_softmax(last)
+        if not (known and has_softmax and isinstance(linear, LinearClassifierMixin)):
             return None
         weights = np.atleast_2d(linear.coef_).T.astype(np.float64)
         offset = np.ravel(linear.intercept_).astype(np.float64)

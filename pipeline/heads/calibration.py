@@ -1,6 +1,5 @@
 """Probabilities that mean something: how far they are off, and a map that mends them on held-out images."""
 
-import io
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import IntegrityError, UsageError
+from pipeline.heads.arrays import packed, softmax, unpacked
 
 METHODS = ("auto", "none", "temperature", "isotonic")
 BINS = 15
@@ -97,9 +97,7 @@ class Calibration:
         """Return calibrated probabilities, float64 (n, k); rows add up to 1."""
         if self.curves:
             return self._isotonic(probabilities)
-        logits = _smoothed_logits(probabilities, self.smoothing) / self.temperature
-        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return np.asarray(odds / odds.sum(axis=1, keepdims=True))
+        return softmax(_smoothed_logits(probabilities, self.smoothing) / self.temperature)
 
     def _isotonic(self, p: NDArray[np.float64]) -> NDArray[np.float64]:
         if p.shape[1] != len(self.curves):
@@ -113,11 +111,9 @@ class Calibration:
 
     def to_bytes(self) -> bytes:
         """Return the arrays as an ``.npz`` archive."""
-        buffer = io.BytesIO()
         sizes = np.array([curve.shape[1] for curve in self.curves], np.int64)
         x, y = np.hstack(self.curves) if self.curves else np.empty((2, 0))
-        np.savez(buffer, smoothing=self.smoothing, temperature=self.temperature, x=x, y=y, sizes=sizes)
-        return buffer.getvalue()
+        return packed(smoothing=self.smoothing, temperature=self.temperature, x=x, y=y, sizes=sizes)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Calibration":
@@ -128,14 +124,10 @@ class Calibration:
         IntegrityError
             If these are other arrays.
         """
-        try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-                smoothing, temperature, x, y, sizes = (archive[name] for name in _NAMES)
+        with unpacked(data, _NAMES, "the calibration") as (smoothing, temperature, x, y, sizes):
             stacked = np.stack([x, y]).astype(np.float64)
             parts = np.split(stacked, np.cumsum(sizes)[:-1], axis=1) if len(sizes) else []
             found = cls(float(smoothing), float(temperature), tuple(parts))
-        except Exception as error:
-            raise IntegrityError(f"the calibration cannot be read ({error}); train the bundle anew") from error
         sound = found.smoothing >= 0 and found.temperature > 0 and all(part.shape[1] for part in parts)
         if not (sound and np.isfinite([found.smoothing, found.temperature]).all() and np.isfinite(stacked).all()):
             raise IntegrityError("the calibration holds numbers that make no sense; train the bundle anew")

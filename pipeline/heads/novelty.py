@@ -1,6 +1,5 @@
 """`Novelty`: how unlike anything in training a vector is, as the distance to its nearest training vectors."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import IntegrityError
+from pipeline.heads.arrays import packed, unpacked
 
 FALSE_ALARMS = 0.01  # share of images like those in training that are flagged all the same
 _BANK = 1000  # vectors that are kept: 2.5 MB for 1,280 columns, and no worse than all of 3,068
@@ -87,9 +87,7 @@ class Novelty:
 
     def to_bytes(self) -> bytes:
         """Return the arrays as an ``.npz`` archive."""
-        buffer = io.BytesIO()
-        np.savez(buffer, bank=self.bank, threshold=self.threshold, neighbour=self.neighbour)
-        return buffer.getvalue()
+        return packed(bank=self.bank, threshold=self.threshold, neighbour=self.neighbour)
 
     @classmethod
     def from_bytes(cls, data: bytes, dim: int) -> "Novelty":
@@ -100,12 +98,8 @@ class Novelty:
         IntegrityError
             If these are other arrays.
         """
-        try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-                bank, threshold, neighbour = (archive[name] for name in _NAMES)
+        with unpacked(data, _NAMES, "the novelty score") as (bank, threshold, neighbour):
             found = cls(bank, float(threshold), int(neighbour))
-        except Exception as error:
-            raise IntegrityError(f"the novelty score cannot be read ({error}); train the bundle anew") from error
         fits = bank.ndim == 2 and bank.shape[1] == dim and bank.dtype == np.float16
         if not (fits and 1 <= found.neighbour <= len(bank) and 0 < found.threshold < np.inf):
             raise IntegrityError(f"the novelty score holds vectors of shape {bank.shape}; train the bundle anew")

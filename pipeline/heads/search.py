@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import TrainingError, count_of
+from pipeline.heads.arrays import softmax
 from pipeline.heads.classifiers import HEADS
 from pipeline.heads.evaluation import shorten
 from pipeline.heads.fitting import Fitter, Rows, cores
@@ -389,9 +390,8 @@ def _tempered(proba: NDArray[np.float64], truth: NDArray[np.int64]) -> tuple[NDA
         return proba, 1.0
     temperature = fit_temperature(logits[rows], np.searchsorted(known, truth[rows]))
     logits /= temperature
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
     tempered = np.zeros_like(proba)
-    tempered[:, known] = odds / odds.sum(axis=1, keepdims=True)
+    tempered[:, known] = softmax(logits)
     return tempered, temperature
 
 

@@ -1,0 +1,50 @@
+"""What the array files of a bundle have in common; NumPy alone."""
+
+import contextlib
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import IntegrityError
+
+
+def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Turn logits (n, k) into probabilities without overflow.
+
+    >>> softmax(np.array([[0.0, 1000.0]])).tolist()
+    [[0.0, 1.0]]
+    """
+    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(odds / odds.sum(axis=1, keepdims=True))
+
+
+def packed(**arrays: Any) -> bytes:
+    """Return arrays as an ``.npz`` archive."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def unpacked(data: bytes, names: Sequence[str], what: str) -> Iterator[list[Any]]:
+    """Give the arrays of an archive by name; nothing is unpickled.
+
+    Raises
+    ------
+    IntegrityError
+        If they cannot be read, or the block that uses them fails on what they are.
+
+    Examples
+    --------
+    >>> with unpacked(packed(a=1, b=2), ["b"], "the head") as (b,):
+    ...     int(b)
+    2
+    """
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            yield [archive[name] for name in names]
+    except Exception as error:
+        raise IntegrityError(f"{what} cannot be read ({error}); train the bundle anew") from error
