@@ -20,7 +20,7 @@ from pipeline.errors import ImageError, PipelineError, UsageError
 from pipeline.features.engines import Speed
 from pipeline.features.extraction import Progress, ahead, decode_window
 from pipeline.features.recipe import Recipe
-from pipeline.features.store import FeatureStore, publish
+from pipeline.features.store import FeatureStore, replacing
 from pipeline.heads.bundle import Bundle
 from pipeline.heads.trust import ABSTAIN, NOVEL, OK
 from pipeline.images.decode import read_bytes
@@ -381,7 +381,7 @@ def write_predictions(
     rows = iter(rows)
     first = list(itertools.islice(rows, 1))  # what fails at once must not look like an empty table
     try:
-        with contextlib.nullcontext(sys.stdout.buffer) if to_stdout else _replacing(target) as file:
+        with contextlib.nullcontext(sys.stdout.buffer) if to_stdout else replacing(target) as file:
             writer = WRITERS[suffix](file, columns(top_k, novelty))
             for row in itertools.chain(first, rows):
                 writer.write(row)
@@ -394,16 +394,3 @@ def write_predictions(
             f"cannot write {out}: {error.strerror or error}; make space or choose another --out"
         ) from error
     return counts
-
-
-@contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file that takes the target's name when all went well."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")  # always the same name: a killed run leaves one at most
-    try:
-        with temporary.open("wb") as file:
-            yield file
-        publish(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ feature file of its own), and a finished file replaces the old one in a single r
 error instead of a wrong value is in `pipeline.features.hdf5`.
 """
 
+import contextlib
 import io
 import json
 import math
@@ -14,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -345,6 +346,24 @@ def publish(temporary: Path, path: Path) -> None:
         finally:
             os.close(descriptor)
         then()
+
+
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file that takes the target's name when all went well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.tmp")  # always the same name: a killed run leaves one at most
+    try:
+        with temporary.open("wb") as file:
+            yield file
+        publish(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def first_view(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the vectors (n, dim) of the images as they are, of rows with several views or with one."""
+    return vectors if vectors.ndim == 2 else vectors[:, 0]
 
 
 def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> list[str]:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
+from pipeline.features.store import first_view
 from pipeline.heads.abstention import CONFIDENCE, accepted, learn_threshold
 from pipeline.heads.calibration import (
     METHODS,
@@ -116,7 +117,7 @@ class Safeguards:
             statuses[probabilities.max(axis=1, initial=0.0) < self.threshold] = ABSTAIN
         if self.novelty is None:
             return statuses.tolist(), [None] * len(vectors)
-        scores = self.novelty.score(vectors if vectors.ndim == 2 else vectors[:, 0])
+        scores = self.novelty.score(first_view(vectors))
         statuses[scores > 1] = NOVEL
         return statuses.tolist(), scores.tolist()
 

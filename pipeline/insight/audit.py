@@ -18,7 +18,7 @@ from pipeline.features.neighbours import (
     standardise,
     unit_rows,
 )
-from pipeline.features.store import FeatureStore
+from pipeline.features.store import FeatureStore, first_view
 from pipeline.images.findings import EXCLUDE, KEEP, REVIEW, Finding
 from pipeline.insight.pictures import Pictures, look_at, lost_note
 
@@ -158,7 +158,7 @@ class _Checks:
         )
 
     def run(self) -> list[Finding]:
-        vectors = _own_view(self.store)
+        vectors = first_view(self.store.features)
         if vectors.shape[1] < MIN_COLUMNS:
             self.notes.append(f"vectors of {vectors.shape[1]} numbers are too short to tell near duplicates")
         near = near_duplicates(vectors)
@@ -338,11 +338,6 @@ def robust_z(values: NDArray[np.floating]) -> NDArray[np.float64]:
     low, middle, high = np.nanpercentile(values, [25, 50, 75])
     spread = (high - low) / 1.349
     return np.asarray((values - middle) / spread if spread > 0 else np.zeros(len(values)), np.float64)
-
-
-def _own_view(store: FeatureStore) -> NDArray[np.float32]:
-    vectors = store.features
-    return vectors if vectors.ndim == 2 else vectors[:, 0]  # the first view is the image itself
 
 
 def _photographs(checks: _Checks, pictures: Pictures | None) -> Iterator[Finding]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.errors import ImageError, PipelineError, UsageError, WeightsError, count_of
 from pipeline.features.engines import Speed
 from pipeline.features.recipe import LAST
-from pipeline.features.store import FeatureStore, publish
+from pipeline.features.store import FeatureStore, replacing
 from pipeline.features.weights import IMAGENET
 from pipeline.heads.bundle import Bundle
 from pipeline.heads.evaluation import printable, shorten
@@ -142,18 +142,13 @@ def write_report(
         made = [extract_command(store) for store in answers.stores]
         made += [train_command(loaded, name or "BUNDLE", [str(store.path) for store in answers.stores])]
         html = page.html(name, [*made, _report_command(name or "BUNDLE", out, features, options)])
-    temporary = target.with_name(f".{target.name}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(html)
-        publish(temporary, target)
+        with replacing(target) as file:
+            file.write(html)
     except OSError as error:
         raise PipelineError(
             f"cannot write {out}: {error.strerror or error}; make space or choose another --out"
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
     try:
         plots = [path for plot in page.plots for path in plot.save(Path(options.plots))] if options.plots else []
     except OSError as error:

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pipeline.errors import PipelineError, UsageError
 from pipeline.features.engines import Speed, make_encoder
 from pipeline.features.neighbours import nearest
-from pipeline.features.store import FeatureStore
+from pipeline.features.store import FeatureStore, first_view
 from pipeline.heads.evaluation import printable, shorten
 from pipeline.images.decode import load_pixels, open_rgb
 from pipeline.insight.pictures import lost_note, path_of, thumbnail, thumbnails
@@ -81,7 +81,7 @@ def find_similar(
     recipe = store.recipe
     pixels = load_pixels(os.fspath(image), recipe.size, recipe.resize)
     query = make_encoder(recipe, speed).encode(pixels[None])[0]
-    blocks = ((start, X if X.ndim == 2 else X[:, 0]) for start, X in store.blocks())  # the first view is the image
+    blocks = ((start, first_view(vectors)) for start, vectors in store.blocks())
     rows, cosines = nearest(query, blocks, k)
     return [
         Similar(store.paths[row], store.classes[label] if label >= 0 else "", float(cosine), row)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import PipelineError, UsageError
-from pipeline.features.store import FeatureStore, publish
+from pipeline.features.store import FeatureStore, first_view, replacing
 from pipeline.insight.pictures import path_of
 
 
@@ -50,12 +50,10 @@ def export_vectors(features: FeatureStore | str | os.PathLike[str], out: str | o
     text = [("path", pa.string()), ("image", pa.string()), ("label", pa.string()), ("split", pa.string())]
     schema = pa.schema([*text, ("group", pa.string()), ("vector", pa.list_(pa.float32()))])
     names = [store.classes[label] if label >= 0 else "" for label in store.labels.tolist()]
-    temporary = target.with_name(f".{target.name}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetWriter(temporary, schema) as writer:
+        with replacing(target) as file, pq.ParquetWriter(file, schema) as writer:
             for start, vectors in store.blocks():
-                own = vectors if vectors.ndim == 2 else vectors[:, 0]
+                own = first_view(vectors)
                 rows = range(start, start + len(own))
                 columns = {
                     "path": [_plain(store.paths[row]) for row in rows],
@@ -68,13 +66,10 @@ def export_vectors(features: FeatureStore | str | os.PathLike[str], out: str | o
                     ),
                 }
                 writer.write_table(pa.table(columns, schema=schema))
-        publish(temporary, target)
     except OSError as error:
         raise PipelineError(
             f"cannot write {out}: {error.strerror or error}; make space or choose another --out"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return len(store)
 
 
