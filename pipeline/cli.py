@@ -596,12 +596,14 @@ def audit(features: str, out: str | None, images: bool, seed: int, as_json: bool
 @click.argument("image")
 @click.option("--out", metavar="FILE.png", help="A sheet with the photographs.")
 @click.option("--top-k", type=click.IntRange(1), default=12, help="How many images to find.")
+@click.option("--index", "indexed", is_flag=True, help="Search an index, made when first used; for millions.")
 @_speed_options
 def similar(
     features: str,
     image: str,
     out: str | None,
     top_k: int,
+    indexed: bool,
     engine: str,
     batch_size: int | None,
     workers: int | None,
@@ -614,11 +616,14 @@ def similar(
 
     from pipeline.features.engines import Speed
     from pipeline.features.store import FeatureStore
+    from pipeline.features.vector_index import VectorIndex
     from pipeline.insight.similar import contact_sheet, find_similar
 
     _check_ending(out, ".png")
     with FeatureStore(features) as store:
-        found = find_similar(store, image, top_k, Speed(engine, batch_size, workers))
+        with progress_bar(" rows", quiet) as progress:
+            index = VectorIndex.of(store, progress=progress) if indexed else None
+        found = find_similar(store, image, top_k, Speed(engine, batch_size, workers), index)
         notes = contact_sheet(store, image, found, out) if out else []
     if as_json:
         _print_json({"image": image, "out": out, "similar": [each._asdict() for each in found], "notes": notes})

@@ -11,6 +11,7 @@ from pipeline.errors import PipelineError, UsageError
 from pipeline.features.engines import Speed, make_encoder
 from pipeline.features.neighbours import nearest
 from pipeline.features.store import FeatureStore, first_view
+from pipeline.features.vector_index import VectorIndex
 from pipeline.heads.evaluation import printable, shorten
 from pipeline.images.decode import load_pixels, open_rgb
 from pipeline.insight.pictures import lost_note, path_of, thumbnail, thumbnails
@@ -45,10 +46,11 @@ def find_similar(
     image: str | os.PathLike[str],
     k: int = 12,
     speed: Speed = Speed(),
+    index: VectorIndex | None = None,
 ) -> list[Similar]:
     """Find the stored images whose vectors have the largest cosine to that of an image.
 
-    The search is exact and reads the file block by block, so that memory does not grow with it.
+    Without an index the search is exact and reads the file block by block, so that memory does not grow with it.
 
     Parameters
     ----------
@@ -57,6 +59,8 @@ def find_similar(
         Encoded with the recipe of the feature file.
     k : int
     speed : Speed
+    index : VectorIndex or None
+        Of the feature file: many times faster among millions, and may miss some.
 
     Returns
     -------
@@ -81,8 +85,10 @@ def find_similar(
     recipe = store.recipe
     pixels = load_pixels(os.fspath(image), recipe.size, recipe.resize)
     query = make_encoder(recipe, speed).encode(pixels[None])[0]
-    blocks = ((start, first_view(vectors)) for start, vectors in store.blocks())
-    rows, cosines = nearest(query, blocks, k)
+    if index:
+        rows, cosines = index.nearest(query, k)
+    else:
+        rows, cosines = nearest(query, ((start, first_view(vectors)) for start, vectors in store.blocks()), k)
     return [
         Similar(store.paths[row], store.classes[label] if label >= 0 else "", float(cosine), row)
         for row, label, cosine in zip(rows.tolist(), store.labels[rows].tolist(), cosines.tolist(), strict=True)
