@@ -55,8 +55,9 @@ def nearest(
     rows, cosines = np.empty(0, np.int64), np.empty(0, np.float32)
     query = unit_rows(np.asarray(query, np.float32)[None])[0]
     for start, vectors in blocks:
-        rows = np.concatenate([rows, np.arange(start, start + len(vectors))])
-        cosines = np.concatenate([cosines, unit_rows(np.asarray(vectors, np.float32)) @ query])
+        X = np.asarray(vectors, np.float32)
+        rows = np.concatenate([rows, np.arange(start, start + len(X))])
+        cosines = np.concatenate([cosines, X @ query / _lengths(X)])
         best = np.argsort(-cosines, kind="stable")[:k]
         rows, cosines = rows[best], cosines[best]
     return rows, cosines
@@ -64,8 +65,13 @@ def nearest(
 
 def unit_rows(X: NDArray[np.float32]) -> NDArray[np.float32]:
     """Scale rows to length 1; rows of zeros stay as they are."""
+    return np.asarray(X / _lengths(X)[:, None], np.float32)
+
+
+def _lengths(X: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the length of each row, 1 for rows of zeros."""
     length = np.sqrt(np.einsum("nd,nd->n", X, X))
-    return np.asarray(X / np.where(length > 0, length, 1)[:, None], np.float32)
+    return np.where(length > 0, length, np.float32(1))
 
 
 def standardise(X: NDArray[np.floating]) -> NDArray[np.float32]:
