@@ -592,6 +592,62 @@ def audit(features: str, out: str | None, images: bool, seed: int, as_json: bool
 
 
 @_command
+@click.argument("bundle")
+@click.option("--out", required=True, metavar="BUNDLE", help="The tuned bundle, for instance artifacts/tuned.bundle.")
+@click.option(
+    "--features", multiple=True, metavar="FEATURES", help="What it was trained on.  [default: as at the training]"
+)
+@click.option("--after", metavar="LAYER", help="Tune what follows this layer.  [default: the last fifth to third]")
+@click.option("--epochs", default=10, help="At most; the best one on validation is kept.")
+@click.option("--learning-rate", default=1e-4, help="Of Adam.")
+@click.option("--views", default="1", help="Augmented versions of each image to learn from; see extract.")
+@click.option("--seed", default=0, help="Of the order of images and of dropout.")
+@_speed_options
+@click.option("--overwrite", is_flag=True, help="Replace the files of an earlier tuning.")
+def finetune(
+    bundle: str,
+    out: str,
+    features: tuple[str, ...],
+    engine: str,
+    batch_size: int | None,
+    workers: int | None,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+    **tuning: Any,
+) -> None:
+    """Train the last blocks of a bundle's network too, at a low rate, and a new head on what it then sees.
+
+    The optional last step. Writes the new bundle, and beside it the tuned weights and the feature file made with them.
+    """
+    from pipeline.deploy.finetuning import Places, Tuning, fine_tune
+    from pipeline.features.engines import Speed
+    from pipeline.heads.records import RUNS_FILE, append_record, record_of
+
+    made, report = fine_tune(
+        bundle,
+        out,
+        features=features,
+        tuning=Tuning(**tuning),
+        overwrite=overwrite,
+        speed=Speed(engine, batch_size, workers),
+        phases=functools.partial(progress_bar, quiet=quiet),
+    )
+    places = Places.of(out)
+    append_record(places.bundle.parent / RUNS_FILE, record_of(report, places.bundle))
+    files = {"bundle": out, "features": str(places.features), "weights": made.recipes[0].weights_path}
+    if as_json:
+        _print_json({**files, "accuracy": report.accuracy, **report.to_dict()})
+        return
+    click.echo(report.table())
+    click.echo(f"\n{out}: {report.head}{_params_text(report.params)}, scored on {report.scored_on}")
+    click.echo(f"{files['features']}, {files['weights']}: its vectors and weights")
+    if not quiet:
+        for note in report.notes:
+            _say(f"note: {note}")
+
+
+@_command
 @click.argument("features")
 @click.argument("image")
 @click.option("--out", metavar="FILE.png", help="A sheet with the photographs.")

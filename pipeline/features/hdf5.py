@@ -57,6 +57,21 @@ def is_replaceable(path: Path) -> bool:
         return file.read(8) in (b"\x89HDF\r\n\x1a\n", b"")
 
 
+def mark(path: Path, word: str) -> None:
+    """Leave a word in an HDF5 file of whatever kind, beside what it holds."""
+    with h5py.File(path, "r+") as file:
+        file.attrs[f"twostage_{word}"] = True
+
+
+def is_marked(path: Path, word: str) -> bool:
+    """Say whether `mark` left a word in a file; a file that is no HDF5 has none."""
+    try:
+        with h5py.File(path, "r") as file:
+            return f"twostage_{word}" in file.attrs
+    except OSError:
+        return False
+
+
 class Shield:
     """The file that HDF5 writes through; HDF5 never learns of an error, such as a full disk.
 

@@ -155,19 +155,32 @@ def build_model(recipe: Recipe, precision: str | None = None) -> tuple[Any, Reci
     """
     keras = load_keras()
     with _dtype_policy(keras, POLICIES[precision or recipe.precision]):
-        backbone = _load_custom(keras, recipe) if recipe.backbone == CUSTOM else _build_row(keras, recipe)
+        backbone = load_backbone(recipe)
         recipe = _with_digest(backbone, recipe)
         inputs = keras.Input((recipe.size, recipe.size, 3), dtype="uint8", name="pixels")
         maps = _feature_maps(keras, backbone, recipe)(_preprocess(keras, inputs, recipe))
     # Pooled and joined in float32 whatever the precision: a mean of bfloat16 numbers loses most of its digits.
     with _dtype_policy(keras, "float32"):
-        vectors = [_pool(keras, keras.ops.cast(each, "float32"), recipe.pooling) for each in maps]
+        vectors = [pool(keras, keras.ops.cast(each, "float32"), recipe.pooling) for each in maps]
         outputs = keras.layers.Concatenate()(vectors) if len(vectors) > 1 else vectors[0]
     model = keras.Model(inputs, outputs)
     model.trainable = False
     stops = np.cumsum([vector.shape[-1] for vector in vectors]).tolist()
     segments = dict(zip(recipe.layers, zip([0, *stops], stops, strict=False), strict=True))
     return model, recipe, segments
+
+
+@_random_state_kept()
+def load_backbone(recipe: Recipe) -> Any:
+    """Return the network of a recipe as Keras has it: from preprocessed pixels to its last feature map.
+
+    Raises
+    ------
+    WeightsError, UsageError
+        As `KerasEncoder`.
+    """
+    keras = load_keras()
+    return _load_custom(keras, recipe) if recipe.backbone == CUSTOM else _build_row(keras, recipe)
 
 
 def preprocess(keras: Any, pixels: Any, convention: str) -> Any:
@@ -337,7 +350,8 @@ def _feature_maps(keras: Any, backbone: Any, recipe: Recipe) -> Any:
     return keras.Model(backbone.inputs, outputs)
 
 
-def _pool(keras: Any, feature_map: Any, pooling: str) -> Any:
+def pool(keras: Any, feature_map: Any, pooling: str) -> Any:
+    """Turn a feature map (n, h, w, c) into vectors (n, d); what is no map stays as it is."""
     rank = len(feature_map.shape)
     if rank == 2:
         return feature_map

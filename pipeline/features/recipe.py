@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 
 from pipeline.errors import IntegrityError, UsageError, closest
 from pipeline.features.backbones import Backbone, find_backbone
-from pipeline.features.weights import FILE, IMAGENET, file_sha256, imagenet_file, is_published, parse_weights
+from pipeline.features.weights import FILE, IMAGENET, TUNED, file_sha256, imagenet_file, is_published, parse_weights
 from pipeline.images.decode import PIXELS_VERSION
 from pipeline.images.resize import RESIZE_POLICIES
 from pipeline.images.views import ONE, parse_views
@@ -51,7 +51,7 @@ class Recipe:
     backbone : str
         A name of the table of backbones, or ``"keras-file"`` for a whole ``.keras`` model.
     weights : str
-        ``"imagenet"``, ``"random:SEED"`` or ``"file"``.
+        ``"imagenet"``, ``"random:SEED"``, ``"file"``, or ``"tuned"`` for a file that fine-tuning made.
     weights_sha256 : str
         Digest of the weights file; for random weights of the arrays, empty until they were made.
     layers : tuple of str
@@ -218,6 +218,14 @@ class Recipe:
         if self.views == ONE:
             del data["views"]  # recipes older than views keep their fingerprints
         return data
+
+    def near(self, folder: Path) -> "Recipe":
+        """Return the same recipe; a local weights file that is not where it was is looked for in a folder."""
+        hint = Path(self.weights_path)
+        beside = folder.absolute() / hint.name
+        if self.weights not in (FILE, TUNED) or hint.is_file() or not beside.is_file():
+            return self
+        return dataclasses.replace(self, weights_path=str(beside))
 
     def with_one_view(self) -> "Recipe":
         """Return the same recipe without augmented views."""

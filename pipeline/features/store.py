@@ -199,8 +199,8 @@ class FeatureStore:
 
     @property
     def recipe(self) -> Recipe:
-        """What made the vectors."""
-        return self.index.recipe
+        """What made the vectors; weights in a local file are looked for beside the feature file too."""
+        return self.index.recipe.near(self.path.parent)
 
     @property
     def paths(self) -> Sequence[str]:

@@ -19,6 +19,7 @@ from pipeline.features.keras_runtime import load_keras
 
 IMAGENET = "imagenet"
 FILE = "file"
+TUNED = "tuned"  # a local file too, which `pipeline.deploy.finetuning` made
 WEIGHT_SUFFIXES = (".weights.h5", ".h5", ".hdf5")
 
 
@@ -28,9 +29,9 @@ def parse_weights(weights: str | os.PathLike[str]) -> tuple[str, Path | None]:
     Returns
     -------
     kind : str
-        ``"imagenet"``, ``"random:SEED"`` or ``"file"``.
+        ``"imagenet"``, ``"random:SEED"``, ``"file"``, or ``"tuned"`` for a file that fine-tuning made.
     path : Path or None
-        Absolute, for ``"file"`` only.
+        Absolute, for local files only.
 
     Raises
     ------
@@ -57,7 +58,9 @@ def parse_weights(weights: str | os.PathLike[str]) -> tuple[str, Path | None]:
             f"weights file {text!r} does not end in .weights.h5 or .h5; a whole .keras model is named"
             " with --backbone instead"
         )
-    return FILE, path.absolute()
+    from pipeline.features.hdf5 import is_marked
+
+    return TUNED if is_marked(path, TUNED) else FILE, path.absolute()
 
 
 def file_sha256(path: Path) -> str:

@@ -23,7 +23,7 @@ from pipeline.errors import BundleError, IntegrityError, UsageError, WeightsErro
 from pipeline.features.engines import Encoder, Speed, make_encoder
 from pipeline.features.recipe import Recipe
 from pipeline.features.store import publish
-from pipeline.features.weights import FILE, check_digest
+from pipeline.features.weights import FILE, TUNED, check_digest
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.archive import normalised
 from pipeline.heads.card import model_card
@@ -272,7 +272,9 @@ class Bundle:
             affine = AffineHead.from_bytes(files[AFFINE_FILE]) if AFFINE_FILE in files else None
             stored = functools.partial(_read_head, folder, head, files)
             return cls(
-                recipes=tuple(Recipe.from_json(json.dumps(recipe)) for recipe in content["recipes"]),
+                recipes=tuple(
+                    Recipe.from_json(json.dumps(recipe)).near(folder.parent) for recipe in content["recipes"]
+                ),
                 dims=tuple(int(dim) for dim in content["dims"]),
                 classes=tuple(content["classes"]),
                 head=None if affine else stored(),
@@ -321,7 +323,7 @@ def verify_bundle(path: str | os.PathLike[str]) -> list[str]:
         bundle = Bundle.load(path)
         bundle.estimator()
         for recipe in bundle.recipes:
-            if recipe.weights_path and recipe.weights == FILE:
+            if recipe.weights_path and recipe.weights in (FILE, TUNED):
                 check_digest(Path(recipe.weights_path), recipe.weights_sha256)
     except (IntegrityError, WeightsError) as error:
         problems.append(str(error))

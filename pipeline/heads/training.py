@@ -1,6 +1,7 @@
 """Stage 2: cached vectors to a fitted head, an honest report, and a bundle."""
 
 import contextlib
+import functools
 import json
 import os
 import time
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError, TrainingError, UsageError, count_of, installed_versions
+from pipeline.features.weights import TUNED
 from pipeline.heads.binary import two_class_facts
 from pipeline.heads.bundle import Bundle
 from pipeline.heads.classifiers import Calibrate, make_head
@@ -25,7 +27,7 @@ from pipeline.heads.novelty import FALSE_ALARMS, Novelty
 from pipeline.heads.report import Report
 from pipeline.heads.search import AUTO, DEFAULT_BUDGET, DEFAULT_FOLDS, Choice, choose, race
 from pipeline.heads.trust import HeldOut, Safeguards, Trust, learn_safeguards, trust_facts
-from pipeline.images.findings import read_findings
+from pipeline.images.findings import Finding, read_findings
 
 SPLITS = ("train", "validation", "test")
 TRUST_FOLDS = 3  # for calibration and abstention, where choosing made no folds
@@ -116,6 +118,9 @@ def train_head(
     asked.trust.check()
     findings = read_findings(asked.exclude) if asked.exclude else []
     data = load_training_data(features, seed, findings)
+    tuned = any(store.recipe.weights == TUNED for store in data.stores)
+    if tuned:
+        _check_tuned(data, head, cv, asked.curve)
     fitter = Fitter(data, seed, asked.average_views)
     started = time.monotonic()
     train, validation = data.rows("train"), data.rows("validation")
@@ -139,13 +144,18 @@ def train_head(
         growth = learning_curve(fitter, chosen.head, chosen.params) if asked.curve else {}
         # Calibration changes the head in place where it ends in a softmax.
         raw = _answers(fitter, fitted)
-        held_out = lambda: _held_out(fitter, chosen, fitted.classes_)  # noqa: E731 - made only when it is needed
-        safeguards, said = learn_safeguards(asked.trust, fitted, held_out, seed)
+        # Folds are made only where they are needed; of images that the network has learned from they are none.
+        held_out = (
+            functools.partial(_of_validation, data, raw) if tuned else functools.partial(_of_folds, fitter, chosen)
+        )
+        safeguards, said = learn_safeguards(asked.trust, fitted, lambda: held_out(fitted.classes_), seed)
     if asked.trust.novelty:
         safeguards = with_novelty(safeguards, data, seed)
     metrics = _metrics(fitter, fitted, chosen, safeguards, raw)
     scored_on = next(name for name in ("test", "validation", "cross-validation") if name in metrics)
     notes += [*chosen.notes, *said]
+    if tuned:
+        notes.append("the network was tuned on the training images, so calibration learned from the validation images")
     if scored_on == chosen.chosen_on:
         images = "validation images" if scored_on == "validation" else "folds"
         notes.append(f"the {images} also chose the parameters, so this score is a little too good")
@@ -186,6 +196,62 @@ def train_head(
         safeguards=safeguards,
     )
     return bundle, report
+
+
+def asked_of(bundle: Bundle) -> dict[str, Any]:
+    """Return what a bundle's training was asked for, as arguments of `train_head`.
+
+    Of a bundle that does not know it, what can be told. Images that the training left out are not named: see
+    `training_data_of`.
+    """
+    # Parameters that the training chose were not asked for: with them it would choose nothing.
+    given = {} if bundle.report.get("chosen_on") else dict(bundle.params)
+    told = {"head": bundle.head_name, "params": given, "average_views": bundle.average_views}
+    asked = dict(bundle.provenance.get("asked") or told)
+    trust = {name: asked.pop(name) for name in ("calibration", "abstain", "novelty") if name in asked}
+    params = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in asked.pop("params", {}).items()
+    }
+    asked.pop("exclude", None)
+    return {**asked, "params": params, "trust": Trust(**trust)}
+
+
+def training_data_of(bundle: Bundle, features: Sequence[str | os.PathLike[str]] = ()) -> TrainingData:
+    """Read the feature files that a bundle was trained on, with the splits that they had then.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    features : sequence of path
+        By default where they were at the training.
+
+    Raises
+    ------
+    UsageError
+        If these are others than those of the training.
+    """
+    provenance = bundle.provenance
+    files = [os.fspath(each) for each in features] or list(provenance.get("features") or [])
+    if not files:
+        raise UsageError("the bundle does not say where its feature file lies; name it with --features")
+    findings = [Finding(**finding) for finding in provenance.get("findings") or []]
+    data = load_training_data(files, int(provenance.get("seed", 0)), findings)
+    made = [store.recipe for store in data.stores]
+    if len(made) != len(bundle.recipes) or not all(
+        ours.same_as(theirs) for ours, theirs in zip(bundle.recipes, made, strict=True)
+    ):
+        raise UsageError(
+            f"{', '.join(files)} was made with {' + '.join(map(str, made))}, the bundle expects"
+            f" {bundle.describe()}; name the files that it was trained on with --features"
+        )
+    if tuple(data.classes) != tuple(bundle.classes):
+        raise UsageError(f"{files[0]} has other classes than the bundle; name the file that it was trained on")
+    if provenance.get("content", data.content) != data.content:
+        raise UsageError(
+            f"{files[0]} holds other photographs than the bundle was trained on, though its recipe and classes are"
+            " the same; name the file that it was trained on with --features, or train a bundle on this one"
+        )
+    return data
 
 
 def provenance_of(data: TrainingData, seed: int) -> dict[str, Any]:
@@ -233,13 +299,34 @@ def _check_options(head: str, params: Mapping[str, Any], cv: int | None, seed: i
         raise UsageError(f"cv {cv} makes no folds; give 2 or more")
 
 
+def _check_tuned(data: TrainingData, head: str, cv: int | None, curve: bool) -> None:
+    """Refuse what would ask a tuned network about images that it has learned from."""
+    if cv is not None or curve or head == AUTO:
+        what = "cv" if cv is not None else "curve" if curve else "head 'auto'"
+        raise UsageError(
+            f"the network was tuned on training images, so parts of them prove nothing; leave out {what}, or take"
+            " features of weights that were not tuned"
+        )
+    if not len(data.rows("validation")):
+        raise TrainingError("the network was tuned, so nothing can be chosen without validation images; add some")
+
+
 def _answers(fitter: Fitter, fitted: Any, calibrate: Calibrate | None = None) -> dict[str, NDArray[np.float64]]:
     """Return the probabilities of the splits that the head has not seen."""
     rows = {split: fitter.data.rows(split) for split in ("validation", "test")}
     return {split: fitter.probabilities(fitted, each, calibrate) for split, each in rows.items() if len(each)}
 
 
-def _held_out(fitter: Fitter, chosen: Choice, classes: NDArray[np.int64]) -> HeldOut | None:
+def _of_validation(
+    data: TrainingData, raw: Mapping[str, NDArray[np.float64]], classes: NDArray[np.int64]
+) -> HeldOut | None:
+    """Return labels and probabilities of the validation images of the head's classes."""
+    y = data.y[data.rows("validation")]
+    known = np.isin(y, classes)
+    return np.searchsorted(classes, y[known]), raw["validation"][known][:, np.asarray(classes, int)]
+
+
+def _of_folds(fitter: Fitter, chosen: Choice, classes: NDArray[np.int64]) -> HeldOut | None:
     """Return labels and out-of-fold probabilities of training images, in columns of the head's classes."""
     y, rows = fitter.data.y, chosen.folded_rows
     proba = chosen.folded

@@ -19,7 +19,7 @@ from pipeline.errors import ImageError, PipelineError, UsageError, WeightsError,
 from pipeline.features.engines import Speed
 from pipeline.features.recipe import LAST
 from pipeline.features.store import FeatureStore, replacing
-from pipeline.features.weights import IMAGENET
+from pipeline.features.weights import FILE, IMAGENET, TUNED
 from pipeline.heads.bundle import Bundle
 from pipeline.heads.evaluation import printable, shorten
 from pipeline.heads.joining import load_training_data
@@ -477,7 +477,7 @@ def extract_command(store: FeatureStore) -> str:
     """Return the command that makes a feature file."""
     recipe = store.recipe
     backbone = recipe.weights_path if recipe.row is None else recipe.backbone
-    weights = recipe.weights_path if recipe.weights == "file" else recipe.weights
+    weights = recipe.weights_path if recipe.weights in (FILE, TUNED) else recipe.weights
     words = ["extract.py", store.index.root, "--out", str(store.path), "--backbone", backbone]
     words += [] if recipe.row is None else _options({"weights": weights}, {"weights": IMAGENET})
     words += [] if recipe.layers == (LAST,) else [word for layer in recipe.layers for word in ("--layer", layer)]

@@ -1,0 +1,1 @@
+"""What comes after a bundle that works: its network tuned."""
