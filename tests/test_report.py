@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from conftest import paint
 from PIL import Image, ImageOps
 from test_cli import made, run  # noqa: F401 - fixtures
@@ -284,6 +285,30 @@ def test_a_hostile_file_name_is_only_a_name(opened):
     assert not by_css(opened, 'img[src="x"]')
     with pytest.raises(Exception, match="no such alert"):
         _ = opened.switch_to.alert
+
+
+@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="there is no chromium and chromedriver")
+def test_the_benchmark_of_the_map_makes_every_gesture(monkeypatch):
+    import benchmark_map
+
+    monkeypatch.setattr(benchmark_map, "FRAMES", 4)
+    result = CliRunner().invoke(benchmark_map.benchmark_map, ["--images", "150", "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert 50_000 < found["bytes"] < 1e6
+    for screen in ("desk", "phone"):
+        assert set(found[screen]) == {"loading", *benchmark_map.GESTURES}
+        assert all(1 < each["median"] <= each["longest"] for name, each in found[screen].items() if name != "loading")
+
+
+def test_pointing_draws_no_point_anew(opened):
+    opened.execute_script("window.drawn = 0; const real = points; points = (...all) => { drawn++; real(...all); }")
+    frame = "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() => done(drawn)))"
+    assert opened.execute_async_script(frame) == 0
+    opened.execute_script("point(3)")
+    assert opened.execute_async_script(frame) == 0
+    opened.execute_script("zoom(2)")
+    assert opened.execute_async_script(frame) == 1
 
 
 def test_the_commands_write_a_report(run, made, tmp_path):  # noqa: F811
