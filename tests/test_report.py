@@ -120,6 +120,11 @@ def test_the_page_is_complete_in_itself(page):
     assert "The first 3 have a heat map beside the photograph" in text
     assert {path.name for path in page.plots} >= {"confusion.png", "confusion.svg", "reliability.png", "coverage.svg"}
     assert page.findings["leakage"] >= 45
+    # What has no card has a line in a list that folds out.
+    audit_part = text[text.index('<section id="audit">') : text.index('<section id="made">')]
+    kinds = [part for part in audit_part.split("<details")[1:] if "<summary><b>" in part]
+    assert sum(part.count('<div class="card">') for part in kinds) == sum(min(24, n) for n in page.findings.values())
+    assert audit_part.count("<tr><td") == sum(max(0, n - 24) for n in page.findings.values()) > 100
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +217,9 @@ def test_filters_colours_and_zoom(opened):
     assert shown(opened) == total
     before = picture_of(canvas)
     dress = opened.execute_script("return data.label.filter((label) => label === 0).length")
-    by_css(opened, "#legend button")[0].click()
+    button = by_css(opened, "#legend button")[0]
+    assert (button.get_attribute("title"), button.accessible_name) == ("dress", "dress")
+    button.click()
     assert shown(opened) == total - dress
     by_css(opened, "#legend button")[-1].click()  # all
     assert shown(opened) == total
@@ -439,6 +446,8 @@ def test_two_classes_of_long_names_without_a_mistake(run, tmp_path):  # noqa: F8
     assert '<table id="thresholds">' in text
     assert "Area under the ROC curve 1.000." in text
     assert f'title="{long}"' in text
+    (names,) = re.findall(r'"names": (\[.*?\])', text)
+    assert json.loads(names) == ["dog", long]
     names = shown[: shown.rindex("How it was made")]
     assert f"帽{'x' * 37}…" in names
     assert not [line for line in names.splitlines() if long in line and "/" not in line]

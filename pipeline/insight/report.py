@@ -296,6 +296,7 @@ class _Page:
             projection=self.options.projection,
             data={
                 "classes": [short(each) for each in self.bundle.classes],
+                "names": [show(each) for each in self.bundle.classes],
                 "splits": ["train", "validation", "test"],
                 "judged": split,
                 "side": side,
@@ -345,7 +346,8 @@ class _Page:
                 }
                 for each in mine[:_SHOWN]
             ]
-            groups.append({"kind": kind, "meaning": KINDS[kind], "count": count, "items": items})
+            rest = [(show(each.path or each.label), show(each.detail)) for each in mine[_SHOWN:]]
+            groups.append({"kind": kind, "meaning": KINDS[kind], "count": count, "items": items, "rest": rest})
         return groups
 
     def _heat_maps(self, mistakes: NDArray[np.int64], predicted: NDArray[np.int64]) -> dict[int, str]:

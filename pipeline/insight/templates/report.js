@@ -271,6 +271,8 @@ data.classes.forEach((name, c) => {
   const button = element("button"), dot = element("i");
   dot.style.background = hue(c);
   button.append(dot, name);
+  button.title = data.names[c];
+  button.setAttribute("aria-label", data.names[c]);
   button.setAttribute("aria-pressed", "true");
   button.addEventListener("click", () => {
     const on = shownClasses.has(c);
