@@ -174,7 +174,7 @@ def picture_of(element):
 
 
 def shown(browser):
-    return int(by_css(browser, "#count")[0].text.split()[0])
+    return int(by_css(browser, "#count")[0].text.split()[0].replace(",", ""))
 
 
 def test_every_part_is_drawn_and_fits_the_width(opened):

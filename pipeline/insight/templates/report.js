@@ -2,7 +2,7 @@
 // The map and what opens the photographs. Names reach the page as text (textContent), never as markup.
 const data = JSON.parse(document.getElementById("data").textContent);
 const count = data.path.length, PER_ROW = 16, PER_SHEET = 256, MOST = 300;
-const $ = (id) => document.getElementById(id);
+const $ = (id) => document.getElementById(id), number = (value) => value.toLocaleString("en");
 // Two layers: the points, and what follows the pointer above them, so that pointing does not draw all points anew.
 const [canvas, above] = document.querySelectorAll("#map canvas"), tip = $("tip");
 const pen = canvas.getContext("2d"), marker = above.getContext("2d");
@@ -42,14 +42,14 @@ function fill(gallery, images) {
     figure.append(thumb(i), element("div", facts(i)), element("div", data.path[i], "path"));
     return figure;
   }));
-  if (images.length > MOST) gallery.append(element("p", `and ${images.length - MOST} more`, "soft"));
+  if (images.length > MOST) gallery.append(element("p", `and ${number(images.length - MOST)} more`, "soft"));
 }
 
 // Tables: a number or a class opens its photographs.
 const dialog = document.querySelector("dialog"), judgedSplit = data.splits.indexOf(data.judged);
 const judged = [...data.path.keys()].filter((i) => data.split[i] === judgedSplit);
 function open(title, images) {
-  $("dialog-title").textContent = `${title} (${images.length})`;
+  $("dialog-title").textContent = `${title} (${number(images.length)})`;
   images.sort((a, b) => data.probability[b] - data.probability[a]);
   fill(dialog.querySelector(".gallery"), images);
   dialog.showModal();
@@ -67,8 +67,9 @@ document.querySelectorAll("[data-class]").forEach((button) => button.addEventLis
 $("close").addEventListener("click", () => dialog.close());
 dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
 
-// Colours: evenly turned hues, two lightnesses.
-const hue = (c) => `hsl(${Math.round(c * 360 / Math.min(data.classes.length, 12)) % 360} 65% ${c % 2 ? 42 : 56}%)`;
+// Colours: evenly turned hues, two lightnesses, both lighter on a dark page.
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const hue = (c) => `hsl(${Math.round(c * 360 / Math.min(data.classes.length, 12)) % 360} 65% ${(c % 2 ? 42 : 56) + (dark.matches ? 14 : 0)}%)`;
 const colourOf = {
   label: (i) => hue(data.label[i]),
   predicted: (i) => hue(data.predicted[i]),
@@ -90,7 +91,7 @@ function filter() {
   const split = Number($("split").value);
   visible = [...data.path.keys()].filter((i) =>
     shownClasses.has(data.label[i]) && (split < 0 || data.split[i] === split));
-  $("count").textContent = `${visible.length} of ${count} shown`;
+  $("count").textContent = `${number(visible.length)} of ${number(count)} shown`;
   if (focus >= 0 && !visible.includes(focus)) point(-1);
   dye();
 }
@@ -103,6 +104,7 @@ function dye() {
     byColour.get(key).push(i);
   }
   groups = [...byColour];
+  $("legend").querySelectorAll("i").forEach((dot, c) => { dot.style.background = hue(c); });
   draw();
 }
 
@@ -192,7 +194,7 @@ function bounded({x, y, zoom}) {
 function list() {
   const chosen = [...selected];
   $("list").hidden = !chosen.length;
-  $("chosen").textContent = `${chosen.length} selected`;
+  $("chosen").textContent = `${number(chosen.length)} selected`;
   document.querySelector("#list textarea").value = chosen.map((i) => data.path[i]).join("\n");
   fill(document.querySelector("#list .gallery"), chosen);
   draw();
@@ -264,12 +266,11 @@ function step(right, down) {
   if (best >= 0) point(best);
 }
 
-data.splits.forEach((name, number) => {
-  if (data.split.includes(number)) { const option = element("option", name); option.value = number; $("split").append(option); }
+data.splits.forEach((name, split) => {
+  if (data.split.includes(split)) { const option = element("option", name); option.value = split; $("split").append(option); }
 });
 data.classes.forEach((name, c) => {
   const button = element("button"), dot = element("i");
-  dot.style.background = hue(c);
   button.append(dot, name);
   button.title = data.names[c];
   button.setAttribute("aria-label", data.names[c]);
@@ -299,5 +300,5 @@ $("home").addEventListener("click", () => zoom(0));
 $("clear").addEventListener("click", () => { selected.clear(); list(); });
 $("copy").addEventListener("click", () => { const text = document.querySelector("#list textarea"); text.select(); document.execCommand("copy"); });
 new ResizeObserver(draw).observe(canvas);
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+dark.addEventListener("change", dye);
 filter();
