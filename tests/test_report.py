@@ -23,7 +23,8 @@ from pipeline.features.store import FeatureStore
 from pipeline.heads.bundle import Bundle
 from pipeline.heads.training import train_head
 from pipeline.insight.audit import audit
-from pipeline.insight.report import Options, extract_command, train_command, write_report
+from pipeline.insight.commands import extract_command, report_command, train_command
+from pipeline.insight.report import Options, write_report
 
 HOSTILE = "<img src=x onerror=alert(1)>.jpg"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -420,6 +421,10 @@ def test_the_commands_of_the_page_say_what_was_asked(made, tmp_path):  # noqa: F
     older = {"provenance": {"cv": 2, "seed": 1}, "params": {"C": 0.1}, "head_name": "logreg"}
     chosen = dataclasses.replace(bundle, report={"chosen_on": "validation"}, **older)
     assert train_command(chosen, "b", ["a.h5"]).endswith("--head logreg --cv 2 --seed 1")
+    options = vars(Options("pca", heat_maps=3, plots="my plots"))
+    assert report_command(("b", "r.html"), ["a.h5"], options, vars(Options())) == (
+        "python scripts/report.py b --out r.html --features a.h5 --map pca --heat-maps 3 --plots 'my plots'"
+    )
     fixed = dataclasses.replace(bundle, report={"chosen_on": ""}, **older)
     assert train_command(fixed, "b", ["a.h5"]).endswith("--head logreg --param C=0.1 --cv 2 --seed 1")
 
