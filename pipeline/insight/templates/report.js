@@ -70,9 +70,10 @@ dialog.addEventListener("click", (event) => { if (event.target === dialog) dialo
 // Colours: evenly turned hues, two lightnesses, both lighter on a dark page.
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const hue = (c) => `hsl(${Math.round(c * 360 / Math.min(data.classes.length, 12)) % 360} 65% ${(c % 2 ? 42 : 56) + (dark.matches ? 14 : 0)}%)`;
+let hues = [];
 const colourOf = {
-  label: (i) => hue(data.label[i]),
-  predicted: (i) => hue(data.predicted[i]),
+  label: (i) => hues[data.label[i]],
+  predicted: (i) => hues[data.predicted[i]],
   mistake: (i) => data.label[i] === data.predicted[i] ? "#8a8f98" : "#e0392b",
 };
 
@@ -96,6 +97,12 @@ function filter() {
   dye();
 }
 
+function tint() {
+  hues = data.classes.map((_, c) => hue(c));
+  $("legend").querySelectorAll("i").forEach((dot, c) => { dot.style.background = hues[c]; });
+  dye();
+}
+
 function dye() {
   const colour = colourOf[$("colour").value], byColour = new Map();
   for (const i of visible) {
@@ -104,7 +111,6 @@ function dye() {
     byColour.get(key).push(i);
   }
   groups = [...byColour];
-  $("legend").querySelectorAll("i").forEach((dot, c) => { dot.style.background = hue(c); });
   draw();
 }
 
@@ -300,5 +306,6 @@ $("home").addEventListener("click", () => zoom(0));
 $("clear").addEventListener("click", () => { selected.clear(); list(); });
 $("copy").addEventListener("click", () => { const text = document.querySelector("#list textarea"); text.select(); document.execCommand("copy"); });
 new ResizeObserver(draw).observe(canvas);
-dark.addEventListener("change", dye);
+dark.addEventListener("change", tint);
 filter();
+tint();
