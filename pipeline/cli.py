@@ -518,7 +518,7 @@ def _feature_files(images: tuple[str, ...]) -> Any:
 @click.option(
     "--features", multiple=True, metavar="FEATURES", help="What it was trained on.  [default: as at the training]"
 )
-@click.option("--map", "projection", default="tsne", help="How the map is made: tsne, pca, or umap (umap-learn).")
+@click.option("--map", "projection", default="tsne", help="How the map is made: tsne, pca, or umap (an extra).")
 @click.option("--heat-maps", type=click.IntRange(0), default=12, help="How many mistakes get a heat map.")
 @click.option("--seed", default=0, help="Of the map and of the audit's folds.")
 @click.option("--plots", metavar="FOLDER", help="Write every plot as PNG and SVG too.")

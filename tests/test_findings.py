@@ -11,7 +11,7 @@ from pipeline.features.store import FeatureStore, write_store
 from pipeline.heads.joining import load_training_data
 from pipeline.heads.training import train_head
 from pipeline.heads.trust import Trust
-from pipeline.images.findings import Finding, excluded_paths, read_findings, write_findings
+from pipeline.images.findings import Finding, excluded_paths, read_findings, with_known_paths, write_findings
 
 FINDINGS = [
     Finding("exclude", "leakage", "cat/ä,\n1.jpg", "cat", "train", "cat/2.jpg", 0.98765, "g", 'same "picture"'),
@@ -43,11 +43,31 @@ def test_its_separator_and_the_case_of_its_headings_do_not_matter(tmp_path, sepa
     assert (second.action, second.path) == ("review", "b.jpg")
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32"])
-def test_another_encoding_says_how_to_save_it(tmp_path, encoding):
-    (tmp_path / "f.csv").write_text("path,action\na.jpg,exclude\n", encoding=encoding)
-    with pytest.raises(UsageError, match="no plain text in UTF-8; save the table as CSV, UTF-8"):
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "cp1252", "mac_roman"])
+def test_nor_does_the_encoding_of_a_spreadsheet(tmp_path, encoding):
+    known = ["bär/é.jpg", "naïve 2.jpg", "b\udce4r.jpg", "plain.jpg"]  # the third has such a name on the disk
+    paths = known if encoding == "utf-8" else [path for path in known if path.isprintable()]
+    rows = "path;action\r\n" + "".join(f"{path};exclude\r\n" for path in paths)
+    (tmp_path / "f.csv").write_bytes(rows.encode(encoding, "surrogateescape" if encoding == "utf-8" else "strict"))
+    assert excluded_paths(with_known_paths(read_findings(tmp_path / "f.csv"), known)) == set(paths)
+
+
+@pytest.mark.parametrize("data", ["path\na.jpg\n".encode("utf-16-be"), b"\xff\xfepaths", b"\xff\xfe\0\0abc"])
+def test_what_is_no_text_says_how_to_save_it(tmp_path, data):
+    (tmp_path / "f.csv").write_bytes(data)
+    with pytest.raises(UsageError, match=r"f.csv is no (plain text|sound utf-).*; save the table as CSV, UTF-8"):
         read_findings(tmp_path / "f.csv")
+
+
+def test_a_table_in_a_code_page_excludes_the_images_it_names(tmp_path):
+    names = ["ä.jpg", *(f"{i}.jpg" for i in range(40))]
+    labels = (np.arange(41) % 2).astype(np.int32)
+    X = np.random.default_rng(0).standard_normal((41, 70)).astype(np.float32)
+    write_store(tmp_path / "f.h5", make_index(names, 70, labels=labels, classes=("cat", "dog")), [X])
+    (tmp_path / "f.csv").write_bytes("path;action\r\nä.jpg;exclude\r\n帽.jpg;exclude".encode("cp1252", "replace"))
+    data = load_training_data(FeatureStore(tmp_path / "f.h5"), 0, read_findings(tmp_path / "f.csv"))
+    assert "ä.jpg" not in data.paths
+    assert any(note.startswith("1 path of the findings not in") for note in data.notes)
 
 
 def test_a_plain_list_of_paths_excludes_all(tmp_path):

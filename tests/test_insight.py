@@ -1,5 +1,6 @@
 """Projection, plots, heat maps, similar images, Parquet: on painted images and the fake encoder, or a small network."""
 
+import importlib.util
 import json
 
 import numpy as np
@@ -24,8 +25,10 @@ from pipeline.insight.plots import Scored, make_plots
 from pipeline.insight.report import show, verdict
 
 
-@pytest.mark.parametrize("method", ["pca", "tsne"])
-def test_the_map_keeps_clusters_apart_and_is_the_same_again(method, monkeypatch):
+@pytest.mark.parametrize("method", ["pca", "tsne", "umap"])
+def test_the_map_keeps_clusters_apart_and_is_the_same_again(method, monkeypatch, tmp_path, capfd):
+    if method == "umap" and not importlib.util.find_spec("umap"):
+        pytest.skip("the extra umap is not installed")
     rng = np.random.default_rng(0)
     X = rng.standard_normal((60, 20)) + 20 * np.eye(3, 20)[np.arange(60) % 3]
     points = projection.project(X, method)
@@ -37,6 +40,10 @@ def test_the_map_keeps_clusters_apart_and_is_the_same_again(method, monkeypatch)
     assert min(np.linalg.norm(centres[a] - centres[b]) for a, b in ((0, 1), (0, 2), (1, 2))) > own
     monkeypatch.setitem(projection.METHODS, method, None)  # so the second answer can only come from the cache
     np.testing.assert_array_equal(projection.project(X, method), points)
+    monkeypatch.undo()
+    monkeypatch.setenv("TWOSTAGE_CACHE", str(tmp_path))  # nothing is kept here: made once more from the seed
+    np.testing.assert_allclose(projection.project(X, method), points, atol=1e-5)
+    assert "".join(capfd.readouterr()) == ""
 
 
 def test_few_points_and_unknown_methods():
@@ -47,7 +54,7 @@ def test_few_points_and_unknown_methods():
 
 def test_umap_without_its_package_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "umap", None)
-    with pytest.raises(PipelineError, match="needs the package umap-learn; install it"):
+    with pytest.raises(PipelineError, match=r"run: pip install twostage-features\[umap\]"):
         projection.project(np.random.default_rng(0).random((9, 4)), "umap")
 
 

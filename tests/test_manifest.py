@@ -476,6 +476,7 @@ def test_short_and_blank_rows(tmp_path: Path) -> None:
         ("file,label\na,b\n", r"has no column 'path': expected path\[,label\]\[,split\]\[,group\], found 'file,label'"),
         ("path;label\na;b\n", "has no column 'path': .* found 'path;label'"),
         ("path,Path\na,b\n", "has the column 'path' twice"),
+        ("p\0a\0t\0h\0", "photos.csv' is no plain text in UTF-8; save the table as CSV, UTF-8"),
         ("path,label\n", "has no rows: give one row for each image"),
         ("path\na.jpg\nb.jpg\n./a.jpg\n", "rows 2 and 4 of .*photos.csv' have the same path 'a.jpg': keep one"),
         ("path,label\na.jpg,x\n,x\n", "row 3 of .*photos.csv' has no path: name an image"),

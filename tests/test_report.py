@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from conftest import paint
 from PIL import Image, ImageOps
 from test_cli import made, run  # noqa: F401 - fixtures
@@ -22,7 +23,8 @@ from pipeline.features.store import FeatureStore
 from pipeline.heads.bundle import Bundle
 from pipeline.heads.training import train_head
 from pipeline.insight.audit import audit
-from pipeline.insight.report import Options, extract_command, train_command, write_report
+from pipeline.insight.commands import extract_command, report_command, train_command
+from pipeline.insight.report import Options, write_report
 
 HOSTILE = "<img src=x onerror=alert(1)>.jpg"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -119,6 +121,11 @@ def test_the_page_is_complete_in_itself(page):
     assert "The first 3 have a heat map beside the photograph" in text
     assert {path.name for path in page.plots} >= {"confusion.png", "confusion.svg", "reliability.png", "coverage.svg"}
     assert page.findings["leakage"] >= 45
+    # What has no card has a line in a list that folds out.
+    audit_part = text[text.index('<section id="audit">') : text.index('<section id="made">')]
+    kinds = [part for part in audit_part.split("<details")[1:] if "<summary><b>" in part]
+    assert sum(part.count('<div class="card">') for part in kinds) == sum(min(24, n) for n in page.findings.values())
+    assert audit_part.count("<tr><td") == sum(max(0, n - 24) for n in page.findings.values()) > 100
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +175,7 @@ def picture_of(element):
 
 
 def shown(browser):
-    return int(by_css(browser, "#count")[0].text.split()[0])
+    return int(by_css(browser, "#count")[0].text.split()[0].replace(",", ""))
 
 
 def test_every_part_is_drawn_and_fits_the_width(opened):
@@ -211,7 +218,9 @@ def test_filters_colours_and_zoom(opened):
     assert shown(opened) == total
     before = picture_of(canvas)
     dress = opened.execute_script("return data.label.filter((label) => label === 0).length")
-    by_css(opened, "#legend button")[0].click()
+    button = by_css(opened, "#legend button")[0]
+    assert (button.get_attribute("title"), button.accessible_name) == ("dress", "dress")
+    button.click()
     assert shown(opened) == total - dress
     by_css(opened, "#legend button")[-1].click()  # all
     assert shown(opened) == total
@@ -284,6 +293,30 @@ def test_a_hostile_file_name_is_only_a_name(opened):
     assert not by_css(opened, 'img[src="x"]')
     with pytest.raises(Exception, match="no such alert"):
         _ = opened.switch_to.alert
+
+
+@pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="there is no chromium and chromedriver")
+def test_the_benchmark_of_the_map_makes_every_gesture(monkeypatch):
+    import benchmark_map
+
+    monkeypatch.setattr(benchmark_map, "FRAMES", 4)
+    result = CliRunner().invoke(benchmark_map.benchmark_map, ["--images", "150", "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert 50_000 < found["bytes"] < 1e6
+    for screen in ("desk", "phone"):
+        assert set(found[screen]) == {"loading", *benchmark_map.GESTURES}
+        assert all(1 < each["median"] <= each["longest"] for name, each in found[screen].items() if name != "loading")
+
+
+def test_pointing_draws_no_point_anew(opened):
+    opened.execute_script("window.drawn = 0; const real = points; points = (...all) => { drawn++; real(...all); }")
+    frame = "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() => done(drawn)))"
+    assert opened.execute_async_script(frame) == 0
+    opened.execute_script("point(3)")
+    assert opened.execute_async_script(frame) == 0
+    opened.execute_script("zoom(2)")
+    assert opened.execute_async_script(frame) == 1
 
 
 def test_the_commands_write_a_report(run, made, tmp_path):  # noqa: F811
@@ -388,6 +421,10 @@ def test_the_commands_of_the_page_say_what_was_asked(made, tmp_path):  # noqa: F
     older = {"provenance": {"cv": 2, "seed": 1}, "params": {"C": 0.1}, "head_name": "logreg"}
     chosen = dataclasses.replace(bundle, report={"chosen_on": "validation"}, **older)
     assert train_command(chosen, "b", ["a.h5"]).endswith("--head logreg --cv 2 --seed 1")
+    options = vars(Options("pca", heat_maps=3, plots="my plots"))
+    assert report_command(("b", "r.html"), ["a.h5"], options, vars(Options())) == (
+        "python scripts/report.py b --out r.html --features a.h5 --map pca --heat-maps 3 --plots 'my plots'"
+    )
     fixed = dataclasses.replace(bundle, report={"chosen_on": ""}, **older)
     assert train_command(fixed, "b", ["a.h5"]).endswith("--head logreg --param C=0.1 --cv 2 --seed 1")
 
@@ -414,6 +451,8 @@ def test_two_classes_of_long_names_without_a_mistake(run, tmp_path):  # noqa: F8
     assert '<table id="thresholds">' in text
     assert "Area under the ROC curve 1.000." in text
     assert f'title="{long}"' in text
+    (names,) = re.findall(r'"names": (\[.*?\])', text)
+    assert json.loads(names) == ["dog", long]
     names = shown[: shown.rindex("How it was made")]
     assert f"帽{'x' * 37}…" in names
     assert not [line for line in names.splitlines() if long in line and "/" not in line]

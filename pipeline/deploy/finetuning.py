@@ -32,6 +32,7 @@ from pipeline.heads.joining import TrainingData
 from pipeline.heads.report import Report
 from pipeline.heads.search import AUTO
 from pipeline.heads.training import asked_of, train_head, training_data_of
+from pipeline.heads.trust import Trust
 from pipeline.images.manifest import Manifest
 from pipeline.images.views import ONE, parse_views
 
@@ -191,12 +192,18 @@ def fine_tune(
     tuned = replace(recipe, weights=TUNED, weights_sha256=digest, weights_path=path)
     with extraction.fill(places.features, tuned, str(data.stores[0].dtype)) as store:
         made, report = train_head(store, **_asked(start))
-    facts = {**asdict(tuning), "after": blocks.after, "weights": blocks.count, "best_epoch": best_epoch(history)}
+    facts = {
+        **asdict(tuning),
+        "bundle": "" if isinstance(bundle, Bundle) else str(Path(bundle).absolute()),
+        "after": blocks.after,
+        "weights": blocks.count,
+        "best_epoch": best_epoch(history),
+    }
     report = replace(
         report,
         history=history,
         notes=[*report.notes, _told(start, report, facts)],
-        provenance={**report.provenance, "tuning": facts, "tuned_from": start.describe()},
+        provenance={**report.provenance, "tuning": facts},
         seconds=round(time.monotonic() - started, 3),
     )
     made = replace(made, report=report.without_times(), provenance=report.provenance)
@@ -226,9 +233,14 @@ def _tunable(bundle: Bundle) -> Recipe:
 def _asked(bundle: Bundle) -> dict[str, Any]:
     """Return what the head's training was asked for, without what would ask images that the network now knows."""
     asked = asked_of(bundle)
-    if asked["head"] == AUTO:
-        asked |= {"head": bundle.head_name, "budget": None}
-    return {**asked, "cv": None, "curve": False}
+    trust = {name: asked[name] for name in ("calibration", "abstain", "novelty") if name in asked}
+    return {
+        "head": bundle.head_name if asked["head"] == AUTO else asked["head"],
+        "params": asked["params"],
+        "seed": asked["seed"],
+        "average_views": bundle.average_views,
+        "trust": Trust(**trust),
+    }
 
 
 def _manifest_of(data: TrainingData) -> Manifest:

@@ -27,7 +27,7 @@ def load_keras() -> ModuleType:
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # start-up notices of TensorFlow's C++ side
     try:
-        with _quiet_import():
+        with quiet_import():
             import keras
     except ImportError as error:
         raise EngineError(f"Keras cannot be imported ({error}); run: pip install tensorflow keras") from error
@@ -44,8 +44,11 @@ def load_keras() -> ModuleType:
 
 
 @contextlib.contextmanager
-def _quiet_import() -> Iterator[None]:
-    # TensorFlow's C++ side writes notices to descriptor 2 before any setting of its log level counts.
+def quiet_import() -> Iterator[None]:
+    """Keep TensorFlow's notices to itself while it is imported; an error brings them back.
+
+    Its C++ side writes them to descriptor 2 before any setting of its log level counts.
+    """
     if "tensorflow" in sys.modules:
         yield
         return

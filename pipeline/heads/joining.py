@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipeline.errors import TrainingError, UsageError, count_of
 from pipeline.features.neighbours import equal, join_groups, near_duplicates
 from pipeline.features.store import FeatureStore
-from pipeline.images.findings import Finding, excluded_paths
+from pipeline.images.findings import Finding, excluded_paths, with_known_paths
 from pipeline.images.splits import draw_splits
 
 Features = FeatureStore | str | os.PathLike[str]
@@ -87,6 +87,7 @@ def load_training_data(
         raise UsageError("a feature file was given twice; give it once")
     stores = tuple(each if isinstance(each, FeatureStore) else FeatureStore(each) for each in given)
     first = stores[0]
+    findings = with_known_paths(findings, first.positions)
     notes: list[str] = []
     rows = _joined_rows(stores, notes)
     labels = first.labels[rows[0]].astype(np.int64)
@@ -133,7 +134,8 @@ def _not_excluded(
         return kept
     if not excluded & set(store.paths):
         raise UsageError(
-            f"none of the {count_of(len(excluded), 'image')} to exclude is in {store.path}; give this file's findings"
+            f"none of the {count_of(len(excluded), 'image')} to exclude is in {store.path}; give this file's findings,"
+            " as CSV in UTF-8"
         )
     left = np.array([row for row in kept.tolist() if store.paths[rows[row]] not in excluded], np.int64)
     if not len(left):

@@ -1,7 +1,6 @@
 """Stage 2: cached vectors to a fitted head, an honest report, and a bundle."""
 
 import contextlib
-import functools
 import json
 import os
 import time
@@ -144,11 +143,12 @@ def train_head(
         growth = learning_curve(fitter, chosen.head, chosen.params) if asked.curve else {}
         # Calibration changes the head in place where it ends in a softmax.
         raw = _answers(fitter, fitted)
-        # Folds are made only where they are needed; of images that the network has learned from they are none.
-        held_out = (
-            functools.partial(_of_validation, data, raw) if tuned else functools.partial(_of_folds, fitter, chosen)
-        )
-        safeguards, said = learn_safeguards(asked.trust, fitted, lambda: held_out(fitted.classes_), seed)
+
+        def held_out() -> HeldOut | None:  # folds cost fits, and images that the network has learned from make none
+            classes = fitted.classes_
+            return _of_validation(data, raw, classes) if tuned else _of_folds(fitter, chosen, classes)
+
+        safeguards, said = learn_safeguards(asked.trust, fitted, held_out, seed)
     if asked.trust.novelty:
         safeguards = with_novelty(safeguards, data, seed)
     metrics = _metrics(fitter, fitted, chosen, safeguards, raw)
@@ -199,21 +199,15 @@ def train_head(
 
 
 def asked_of(bundle: Bundle) -> dict[str, Any]:
-    """Return what a bundle's training was asked for, as arguments of `train_head`.
-
-    Of a bundle that does not know it, what can be told. Images that the training left out are not named: see
-    `training_data_of`.
-    """
+    """Return what a bundle's training was asked for, option by option; of an older bundle, what can be told."""
+    provenance = bundle.provenance
     # Parameters that the training chose were not asked for: with them it would choose nothing.
     given = {} if bundle.report.get("chosen_on") else dict(bundle.params)
     told = {"head": bundle.head_name, "params": given, "average_views": bundle.average_views}
-    asked = dict(bundle.provenance.get("asked") or told)
-    trust = {name: asked.pop(name) for name in ("calibration", "abstain", "novelty") if name in asked}
-    params = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in asked.pop("params", {}).items()
-    }
-    asked.pop("exclude", None)
-    return {**asked, "params": params, "trust": Trust(**trust)}
+    asked = provenance.get("asked") or {**told, "cv": provenance.get("cv"), "seed": provenance.get("seed", 0)}
+    params = asked.get("params") or {}
+    tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in params.items()}
+    return {**asked, "params": tuples}  # JSON knows no tuple
 
 
 def training_data_of(bundle: Bundle, features: Sequence[str | os.PathLike[str]] = ()) -> TrainingData:

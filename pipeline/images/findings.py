@@ -3,10 +3,12 @@
 The audit writes the table, a person goes through its column ``action``, the training reads it back.
 """
 
+import codecs
+import contextlib
 import csv
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +19,15 @@ REVIEW = "review"
 KEEP = "keep"
 ACTIONS = (EXCLUDE, REVIEW, KEEP)
 _SEPARATORS = ",;\t"
-_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+# What spreadsheets write: with a mark, or the code page of Western Windows and of old Macs, which has none.
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_CODE_PAGES = ("cp1252", "mac_roman")
 
 
 class Finding(NamedTuple):
@@ -78,12 +88,13 @@ def read_findings(path: str | os.PathLike[str]) -> list[Finding]:
 
     Columns may be parted by commas, semicolons or tabs; the case of their headings does not matter. Only the
     column ``path`` must be there; without ``action`` every row is to be excluded. Rows without a
-    path, about a whole class, are left out.
+    path, about a whole class, are left out. UTF-8 without a mark is assumed: bytes of another
+    encoding stay in the paths for `with_known_paths`.
 
     Raises
     ------
     UsageError
-        If there is no such table, it is in another encoding than UTF-8, or a row has an unknown action.
+        If there is no such table, its text cannot be read, or a row has an unknown action.
 
     Examples
     --------
@@ -94,9 +105,11 @@ def read_findings(path: str | os.PathLike[str]) -> list[Finding]:
     """
     try:
         data = Path(path).read_bytes()
-        if data.startswith(_UTF_16) or b"\0" in data:
-            raise UsageError(f"{path} is no plain text in UTF-8; save the table as CSV, UTF-8")
-        text = io.StringIO(data.decode("utf-8-sig", "surrogateescape"), newline="")
+        encoding = next((encoding for mark, encoding in _MARKS.items() if data.startswith(mark)), "utf-8")
+        plain = data.decode(encoding, "surrogateescape" if encoding.startswith("utf-8") else "strict")
+        if "\0" in plain:
+            raise UsageError(f"{path} is no plain text; save the table as CSV, UTF-8")
+        text = io.StringIO(plain, newline="")
         heading = text.readline()
         text.seek(0)
         table = csv.DictReader(text, delimiter=max(_SEPARATORS, key=heading.count))
@@ -105,6 +118,8 @@ def read_findings(path: str | os.PathLike[str]) -> list[Finding]:
     except (OSError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UsageError(f"cannot read the findings {path}: {reason}; make them with audit.py") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is no sound {error.encoding}; save the table as CSV, UTF-8") from error
     if "path" not in columns:
         raise UsageError(f"{path} has the columns {', '.join(columns) or '(none)'}; expected at least path")
     findings = []
@@ -121,6 +136,38 @@ def read_findings(path: str | os.PathLike[str]) -> list[Finding]:
                 )
             )
     return findings
+
+
+def with_known_paths(findings: Iterable[Finding], known: Container[str]) -> list[Finding]:
+    r"""Mend the paths that a spreadsheet wrote in a code page.
+
+    Parameters
+    ----------
+    findings : iterable of Finding
+    known : container of str
+        The paths that there are. One that is not among them, and holds bytes that are not UTF-8, is read in the
+        code pages of Western Windows and of old Macs, and changed if that is known.
+
+    Returns
+    -------
+    list of Finding
+
+    Examples
+    --------
+    >>> with_known_paths([Finding("exclude", "dark", "b\udce4r.jpg")], {"bär.jpg"})[0].path
+    'bär.jpg'
+    """
+    return [finding._replace(path=_known(finding.path, known)) for finding in findings]
+
+
+def _known(path: str, known: Container[str]) -> str:
+    if path in known or path.isprintable():
+        return path
+    for page in _CODE_PAGES:
+        with contextlib.suppress(UnicodeDecodeError):
+            if (read := path.encode("utf-8", "surrogateescape").decode(page)) in known:
+                return read
+    return path
 
 
 def excluded_paths(findings: Iterable[Finding]) -> set[str]:

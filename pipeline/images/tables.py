@@ -65,6 +65,8 @@ READERS = {".csv": _csv_rows, ".parquet": _parquet_rows}
 
 def _columns(table: Path, header: Sequence[str]) -> dict[str, int]:
     """Which of our columns is where; spaces and case of the header do not matter."""
+    if any("\0" in name for name in header):
+        raise ManifestError(f"{str(table)!r} is no plain text in UTF-8; save the table as CSV, UTF-8")
     names = [name.strip().lower() for name in header]
     twice = [name for name in _COLUMNS if names.count(name) > 1]
     if "path" not in names or twice:

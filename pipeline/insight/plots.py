@@ -209,7 +209,8 @@ def _reliability(figure: "Figure", report: Mapping[str, Any], scored: Scored | N
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", label="as sure as right")
     axes.plot(sure, right, color=_BLUE)
-    axes.scatter(sure, right, s=20 + 180 * counts / counts.max(), color=_BLUE, label=f"{scored.split} images")
+    sizes = 20 + 180 * counts / counts.max()
+    axes.scatter(sure, right, s=sizes, color=_BLUE, label=f"{scored.split} images", clip_on=False)
     axes.set(xlabel="probability of the answer", ylabel="share of right answers", xlim=(0, 1), ylim=(0, 1.02))
     axes.legend(loc="upper left")
     return f"expected calibration error {found['error']:.3f}; a larger dot stands for more images"

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib.metadata
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError, UsageError, closest
+from pipeline.features.keras_runtime import quiet_import
 from pipeline.features.openvino_engine import cache_folder
 
 _AXES = 50  # t-SNE and UMAP get this many principal axes
+_THREADED = 2_000  # points from which t-SNE gets all cores
 
 
 def _pca(axes: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
@@ -22,20 +25,28 @@ def _pca(axes: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
 
 def _tsne(axes: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     perplexity = min(30.0, max(2.0, (len(axes) - 1) / 4))
     model = TSNE(2, perplexity=perplexity, init="pca", max_iter=400, random_state=seed, n_jobs=-1)
-    return np.asarray(model.fit_transform(axes), np.float64)
+    # Threads meet after every step; for few points on a busy machine they wait a hundred times as long as they compute.
+    with threadpool_limits(1 if len(axes) < _THREADED else None):
+        return np.asarray(model.fit_transform(axes), np.float64)
 
 
 def _umap(axes: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    try:
-        from umap import UMAP
-    except ImportError as error:
-        raise PipelineError(
-            "the map by UMAP needs the package umap-learn; install it, or choose tsne or pca"
-        ) from error
-    return np.asarray(UMAP(n_neighbors=min(15, len(axes) - 1), random_state=seed).fit_transform(axes), np.float64)
+    with warnings.catch_warnings(action="ignore"):  # of numba, and of graphs in parts, which a map may well have
+        try:
+            with quiet_import():  # the package imports TensorFlow too, for a part that is not used here
+                from umap import UMAP
+        except ImportError as error:
+            raise PipelineError(
+                "the map by UMAP needs the package umap-learn; run: pip install twostage-features[umap], or choose"
+                " tsne or pca"
+            ) from error
+        # With a seed UMAP runs in one thread anyway.
+        model = UMAP(n_neighbors=min(15, len(axes) - 1), random_state=seed, n_jobs=1)
+        return np.asarray(model.fit_transform(axes), np.float64)
 
 
 METHODS: dict[str, Callable[[NDArray[np.float64], int], NDArray[np.float64]]] = {
@@ -52,7 +63,7 @@ def project(vectors: NDArray[np.floating], method: str = "tsne", seed: int = 0) 
     ----------
     vectors : ndarray of shape (n, d)
     method : {"tsne", "pca", "umap"}
-        UMAP needs the package ``umap-learn``.
+        UMAP needs the extra ``umap``.
     seed : int
 
     Returns
@@ -100,6 +111,9 @@ def _principal(vectors: NDArray[np.float32], seed: int) -> NDArray[np.float64]:
 
 def _key(vectors: NDArray[np.float32], method: str, seed: int) -> str:
     versions = [importlib.metadata.version(name) for name in ("scikit-learn", "numpy")]
+    if method == "umap":
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions.append(importlib.metadata.version("umap-learn"))
     digest = hashlib.sha256(repr([method, seed, vectors.shape, versions]).encode())
     digest.update(vectors.data)
     return digest.hexdigest()

@@ -4,7 +4,6 @@ import base64
 import contextlib
 import hashlib
 import os
-import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,17 +16,14 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ImageError, PipelineError, UsageError, WeightsError, count_of
 from pipeline.features.engines import Speed
-from pipeline.features.recipe import LAST
-from pipeline.features.store import FeatureStore, replacing
-from pipeline.features.weights import FILE, IMAGENET, TUNED
+from pipeline.features.store import replacing
 from pipeline.heads.bundle import Bundle
 from pipeline.heads.evaluation import printable, shorten
-from pipeline.heads.joining import load_training_data
 from pipeline.heads.trust import format_trust
 from pipeline.images.decode import open_rgb
-from pipeline.images.findings import Finding
-from pipeline.images.views import ONE
+from pipeline.insight.answers import Answers
 from pipeline.insight.audit import KINDS, Audit, audit
+from pipeline.insight.commands import extract_command, report_command, train_command
 from pipeline.insight.explain import CAM, Explainer, overlay
 from pipeline.insight.pictures import data_address, look_at, pack, photograph, thumbnail, thumbnails
 from pipeline.insight.plots import Plot, Scored, candidate_name, make_plots
@@ -134,14 +130,16 @@ def write_report(
             f"{name or 'the bundle'} was trained with --multi-label, and the report shows one label per image; read"
             " report.json and README.md in the bundle, and look at single images with predict.py"
         )
-    answers = _Answers.of(loaded, features)
+    answers = Answers.of(loaded, features)
     with contextlib.ExitStack() as opened:
         for store in answers.stores:
             opened.enter_context(store)
         page = _Page(loaded, answers, options, progress)
         made = [extract_command(store) for store in answers.stores]
         made += [train_command(loaded, name or "BUNDLE", [str(store.path) for store in answers.stores])]
-        html = page.html(name, [*made, _report_command(name or "BUNDLE", out, features, options)])
+        html = page.html(
+            name, [*made, report_command((name or "BUNDLE", out), features, vars(options), vars(Options()))]
+        )
     try:
         with replacing(target) as file:
             file.write(html)
@@ -168,59 +166,12 @@ def check_target(out: str | os.PathLike[str]) -> Path:
     return target
 
 
-@dataclass(frozen=True)
-class _Answers:
-    """What the bundle says about every image that it was trained or scored on; row i of each is one image."""
-
-    stores: tuple[FeatureStore, ...]
-    rows: NDArray[np.int64]  # of the first store
-    vectors: NDArray[np.float32]
-    y: NDArray[np.int64]
-    splits: NDArray[np.str_]
-    proba: NDArray[np.float64]
-
-    @property
-    def store(self) -> FeatureStore:
-        """The first of the joined files, whose paths and photographs are shown."""
-        return self.stores[0]
-
-    @classmethod
-    def of(cls, bundle: Bundle, features: Sequence[str | os.PathLike[str]]) -> "_Answers":
-        provenance = bundle.provenance
-        files = [os.fspath(each) for each in features] or list(provenance.get("features") or [])
-        if not files:
-            raise UsageError("the bundle does not say where its feature file lies; name it with --features")
-        findings = [Finding(**finding) for finding in provenance.get("findings") or []]
-        data = load_training_data(files, int(provenance.get("seed", 0)), findings)
-        made = [store.recipe for store in data.stores]
-        if len(made) != len(bundle.recipes) or not all(
-            ours.same_as(theirs) for ours, theirs in zip(bundle.recipes, made, strict=True)
-        ):
-            raise UsageError(
-                f"{', '.join(files)} was made with {' + '.join(map(str, made))}, the bundle expects"
-                f" {bundle.describe()}; name the files that it was trained on with --features"
-            )
-        if tuple(data.classes) != tuple(bundle.classes):
-            raise UsageError(f"{files[0]} has other classes than the bundle; name the file that it was trained on")
-        own = np.ascontiguousarray(data.X[:, 0])  # the first view is the image itself
-        asked = data.X if bundle.average_views else own
-        positions = data.stores[0].positions
-        rows = np.array([positions[path] for path in data.paths], np.int64)
-        if provenance.get("content", data.content) != data.content:
-            raise UsageError(
-                f"{files[0]} holds other photographs than the bundle was trained on, though its recipe and classes are"
-                " the same; name the file that it was trained on with --features, or train a bundle on this one"
-            )
-        proba = np.concatenate([bundle.probabilities(asked[at : at + 4096]) for at in range(0, len(asked), 4096)])
-        return cls(data.stores, rows, own, data.y, np.asarray(data.splits), proba)
-
-
 @dataclass
 class _Page:
     """The parts of the page, made one after the other."""
 
     bundle: Bundle
-    answers: _Answers
+    answers: Answers
     options: Options
     progress: Callable[[int, int], None] | None
     notes: list[str] = field(default_factory=list)
@@ -296,6 +247,7 @@ class _Page:
             projection=self.options.projection,
             data={
                 "classes": [short(each) for each in self.bundle.classes],
+                "names": [show(each) for each in self.bundle.classes],
                 "splits": ["train", "validation", "test"],
                 "judged": split,
                 "side": side,
@@ -345,7 +297,8 @@ class _Page:
                 }
                 for each in mine[:_SHOWN]
             ]
-            groups.append({"kind": kind, "meaning": KINDS[kind], "count": count, "items": items})
+            rest = [(show(each.path or each.label), show(each.detail)) for each in mine[_SHOWN:]]
+            groups.append({"kind": kind, "meaning": KINDS[kind], "count": count, "items": items, "rest": rest})
         return groups
 
     def _heat_maps(self, mistakes: NDArray[np.int64], predicted: NDArray[np.int64]) -> dict[int, str]:
@@ -456,69 +409,6 @@ def verdict(metrics: Mapping[str, Any], split: str) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
-
-
-# What train_head.py was asked, option by option, where it differs from the default.
-_TRAINING = {
-    "cv": None,
-    "budget": None,
-    "average_views": False,
-    "curve": False,
-    "seed": 0,
-    "calibration": "auto",
-    "abstain": None,
-    "novelty": False,
-    "exclude": None,
-}
-_EXTRACTION = {"pooling": "avg", "size": None, "resize": "squash", "precision": "float32", "views": ONE}
-
-
-def extract_command(store: FeatureStore) -> str:
-    """Return the command that makes a feature file."""
-    recipe = store.recipe
-    backbone = recipe.weights_path if recipe.row is None else recipe.backbone
-    weights = recipe.weights_path if recipe.weights in (FILE, TUNED) else recipe.weights
-    words = ["extract.py", store.index.root, "--out", str(store.path), "--backbone", backbone]
-    words += [] if recipe.row is None else _options({"weights": weights}, {"weights": IMAGENET})
-    words += [] if recipe.layers == (LAST,) else [word for layer in recipe.layers for word in ("--layer", layer)]
-    words += _options({name: getattr(recipe, name) for name in _EXTRACTION}, _EXTRACTION)
-    return _command([*words, *_options({"dtype": str(store.dtype)}, {"dtype": "float32"})])
-
-
-def train_command(bundle: Bundle, name: str, files: Sequence[str]) -> str:
-    """Return the command that trains a bundle; of one that does not know what was asked, what can be told."""
-    provenance = bundle.provenance
-    # Parameters that the training chose were not asked for: with them it would choose nothing.
-    given = {} if bundle.report.get("chosen_on") else dict(bundle.params)
-    older = {"head": bundle.head_name, "params": given, "average_views": bundle.average_views}
-    asked = provenance.get("asked") or {**older, "cv": provenance.get("cv"), "seed": provenance.get("seed", 0)}
-    words = ["train_head.py", *files, "--out", name, "--head", str(asked["head"])]
-    for key, value in (asked.get("params") or {}).items():
-        words += ["--param", f"{key}={tuple(value) if isinstance(value, list) else value}"]  # JSON knows no tuple
-    return _command([*words, *_options(asked, _TRAINING)])
-
-
-def _report_command(name: str, out: str | os.PathLike[str], features: Sequence[Any], options: Options) -> str:
-    words = ["report.py", name, "--out", os.fspath(out)]
-    words += [word for file in features for word in ("--features", os.fspath(file))]
-    words += ["--map", options.projection] if options.projection != Options.projection else []
-    chosen = {"heat_maps": options.heat_maps, "seed": options.seed, "plots": options.plots}
-    return _command([*words, *_options(chosen, vars(Options()))])
-
-
-def _options(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
-    """Return the words of the options whose value is another than the default."""
-    words = []
-    for name, default in defaults.items():
-        value = values.get(name, default)
-        if value != default and value is not None:
-            option = f"--{name.replace('_', '-')}"
-            words += [option] if value is True else [option, str(value)]
-    return words
-
-
-def _command(words: Sequence[str]) -> str:
-    return show(shlex.join(["python", f"scripts/{words[0]}", *words[1:]]))
 
 
 def _svg(plot: Plot) -> str:

@@ -2,11 +2,14 @@
 // The map and what opens the photographs. Names reach the page as text (textContent), never as markup.
 const data = JSON.parse(document.getElementById("data").textContent);
 const count = data.path.length, PER_ROW = 16, PER_SHEET = 256, MOST = 300;
-const $ = (id) => document.getElementById(id);
-const canvas = document.querySelector("#map canvas"), pen = canvas.getContext("2d"), tip = $("tip");
+const $ = (id) => document.getElementById(id), number = (value) => value.toLocaleString("en");
+// Two layers: the points, and what follows the pointer above them, so that pointing does not draw all points anew.
+const [canvas, above] = document.querySelectorAll("#map canvas"), tip = $("tip");
+const pen = canvas.getContext("2d"), marker = above.getContext("2d");
 const shownClasses = new Set(data.classes.keys());
 const selected = new Set();
-let view = {x: 0, y: 0, zoom: 1}, focus = -1, box = null, drawn = false, visible = [];
+let view = {x: 0, y: 0, zoom: 1}, focus = -1, box = null, visible = [], groups = [];
+const due = new Set();
 
 function element(tag, text, className) {
   const made = document.createElement(tag);
@@ -39,14 +42,14 @@ function fill(gallery, images) {
     figure.append(thumb(i), element("div", facts(i)), element("div", data.path[i], "path"));
     return figure;
   }));
-  if (images.length > MOST) gallery.append(element("p", `and ${images.length - MOST} more`, "soft"));
+  if (images.length > MOST) gallery.append(element("p", `and ${number(images.length - MOST)} more`, "soft"));
 }
 
 // Tables: a number or a class opens its photographs.
 const dialog = document.querySelector("dialog"), judgedSplit = data.splits.indexOf(data.judged);
 const judged = [...data.path.keys()].filter((i) => data.split[i] === judgedSplit);
 function open(title, images) {
-  $("dialog-title").textContent = `${title} (${images.length})`;
+  $("dialog-title").textContent = `${title} (${number(images.length)})`;
   images.sort((a, b) => data.probability[b] - data.probability[a]);
   fill(dialog.querySelector(".gallery"), images);
   dialog.showModal();
@@ -64,76 +67,105 @@ document.querySelectorAll("[data-class]").forEach((button) => button.addEventLis
 $("close").addEventListener("click", () => dialog.close());
 dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
 
-// Colours: evenly turned hues, two lightnesses.
-const hue = (c) => `hsl(${Math.round(c * 360 / Math.min(data.classes.length, 12)) % 360} 65% ${c % 2 ? 42 : 56}%)`;
+// Colours: evenly turned hues, two lightnesses, both lighter on a dark page.
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const hue = (c) => `hsl(${Math.round(c * 360 / Math.min(data.classes.length, 12)) % 360} 65% ${(c % 2 ? 42 : 56) + (dark.matches ? 14 : 0)}%)`;
+let hues = [];
 const colourOf = {
-  label: (i) => hue(data.label[i]),
-  predicted: (i) => hue(data.predicted[i]),
+  label: (i) => hues[data.label[i]],
+  predicted: (i) => hues[data.predicted[i]],
   mistake: (i) => data.label[i] === data.predicted[i] ? "#8a8f98" : "#e0392b",
 };
 
-function place(i) {
-  const {width, height} = canvas, edge = 0.04;
-  const unit = (value) => edge + (1 - 2 * edge) * value / 10000;
-  return [(unit(data.x[i]) - view.x) * view.zoom * width, (unit(data.y[i]) - view.y) * view.zoom * height];
+// A point's pixels are left + across * x and top + down * y.
+function mapping() {
+  const {width, height} = canvas, edge = 0.04, step = (1 - 2 * edge) * view.zoom / 10000;
+  return {left: (edge - view.x) * view.zoom * width, across: step * width,
+    top: (edge - view.y) * view.zoom * height, down: step * height};
+}
+
+function place(i, at = mapping()) {
+  return [at.left + at.across * data.x[i], at.top + at.down * data.y[i]];
 }
 
 function filter() {
   const split = Number($("split").value);
   visible = [...data.path.keys()].filter((i) =>
     shownClasses.has(data.label[i]) && (split < 0 || data.split[i] === split));
-  $("count").textContent = `${visible.length} of ${count} shown`;
+  $("count").textContent = `${number(visible.length)} of ${number(count)} shown`;
   if (focus >= 0 && !visible.includes(focus)) point(-1);
+  dye();
+}
+
+function tint() {
+  hues = data.classes.map((_, c) => hue(c));
+  $("legend").querySelectorAll("i").forEach((dot, c) => { dot.style.background = hues[c]; });
+  dye();
+}
+
+function dye() {
+  const colour = colourOf[$("colour").value], byColour = new Map();
+  for (const i of visible) {
+    const key = colour(i);
+    if (!byColour.has(key)) byColour.set(key, []);
+    byColour.get(key).push(i);
+  }
+  groups = [...byColour];
   draw();
 }
 
-function draw() {
-  if (!drawn) { drawn = true; requestAnimationFrame(paint); }
-}
+const soon = (layer) => { if (!due.size) requestAnimationFrame(paint); due.add(layer); };
+const draw = () => { soon(points); soon(marks); }, mark = () => soon(marks);
 
 function paint() {
-  drawn = false;
-  const ratio = window.devicePixelRatio || 1, size = canvas.getBoundingClientRect();
+  const layers = [...due], ratio = window.devicePixelRatio || 1, size = canvas.getBoundingClientRect();
+  due.clear();
   const [width, height] = [Math.round(size.width * ratio), Math.round(size.height * ratio)];
-  if (canvas.width !== width || canvas.height !== height) [canvas.width, canvas.height] = [width, height];
-  pen.clearRect(0, 0, width, height);
-  const radius = ratio * Math.min(7, (count > 3000 ? 2.2 : 3.2) * Math.sqrt(view.zoom)), colour = colourOf[$("colour").value];
-  const groups = new Map();
-  for (const i of visible) {
-    const key = colour(i);
-    if (!groups.has(key)) groups.set(key, []);
-    groups.get(key).push(i);
-  }
-  for (const [key, members] of groups) {
-    pen.fillStyle = key;
-    pen.beginPath();
-    for (const i of members) {
-      const [x, y] = place(i);
-      if (x < -9 || y < -9 || x > width + 9 || y > height + 9) continue;
-      pen.moveTo(x + radius, y);
-      pen.arc(x, y, radius, 0, 7);
-    }
-    pen.fill();
-  }
-  const ink = getComputedStyle(canvas).color;
-  pen.strokeStyle = ink;
-  pen.lineWidth = 1.5 * ratio;
-  for (const i of selected) ring(i, radius + 2 * ratio);
-  if (focus >= 0) { pen.lineWidth = 3 * ratio; ring(focus, radius + 4 * ratio); }
-  if (box) { pen.lineWidth = ratio; pen.setLineDash([5, 4]); pen.strokeRect(box[0], box[1], box[2] - box[0], box[3] - box[1]); pen.setLineDash([]); }
+  for (const each of [canvas, above])
+    if (each.width !== width || each.height !== height) [each.width, each.height] = [width, height];
+  const radius = ratio * Math.min(7, (count > 3000 ? 2.2 : 3.2) * Math.sqrt(view.zoom));
+  for (const layer of layers) layer(radius, ratio);
 }
 
-function ring(i, radius) {
-  const [x, y] = place(i);
-  pen.beginPath();
-  pen.arc(x, y, radius, 0, 7);
-  pen.stroke();
+function points(radius, ratio) {
+  pen.clearRect(0, 0, canvas.width, canvas.height);
+  for (const [colour, members] of groups) {
+    pen.fillStyle = colour;
+    circles(pen, "fill", members, radius);
+  }
+  pen.strokeStyle = getComputedStyle(canvas).color;
+  pen.lineWidth = 1.5 * ratio;
+  circles(pen, "stroke", selected, radius + 2 * ratio);
+}
+
+function marks(radius, ratio) {
+  marker.clearRect(0, 0, above.width, above.height);
+  marker.strokeStyle = getComputedStyle(canvas).color;
+  marker.lineWidth = 3 * ratio;
+  if (focus >= 0) circles(marker, "stroke", [focus], radius + 4 * ratio);
+  marker.lineWidth = ratio;
+  marker.setLineDash([5, 4]);
+  if (box) marker.strokeRect(box[0], box[1], box[2] - box[0], box[3] - box[1]);
+  marker.setLineDash([]);
+}
+
+// One path for each circle: a single one of thousands takes longer.
+function circles(pen, how, members, radius) {
+  const at = mapping(), {width, height} = canvas;
+  for (const i of members) {
+    const [x, y] = place(i, at);
+    if (x < -9 || y < -9 || x > width + 9 || y > height + 9) continue;
+    pen.beginPath();
+    pen.arc(x, y, radius, 0, 7);
+    pen[how]();
+  }
 }
 
 function nearest(x, y, within) {
+  const at = mapping();
   let best = -1, least = within * within;
   for (const i of visible) {
-    const [px, py] = place(i), far = (px - x) ** 2 + (py - y) ** 2;
+    const [px, py] = place(i, at), far = (px - x) ** 2 + (py - y) ** 2;
     if (far < least) [best, least] = [i, far];
   }
   return best;
@@ -149,7 +181,7 @@ function point(i) {
     tip.style.left = `${Math.max(0, Math.min(x + 14, canvas.clientWidth - tip.offsetWidth))}px`;
     tip.style.top = `${y + 14 + tip.offsetHeight < canvas.clientHeight ? y + 14 : Math.max(0, y - 14 - tip.offsetHeight)}px`;
   }
-  draw();
+  mark();
 }
 
 function zoom(factor, x = 0.5, y = 0.5) {
@@ -168,7 +200,7 @@ function bounded({x, y, zoom}) {
 function list() {
   const chosen = [...selected];
   $("list").hidden = !chosen.length;
-  $("chosen").textContent = `${chosen.length} selected`;
+  $("chosen").textContent = `${number(chosen.length)} selected`;
   document.querySelector("#list textarea").value = chosen.map((i) => data.path[i]).join("\n");
   fill(document.querySelector("#list .gallery"), chosen);
   draw();
@@ -190,16 +222,16 @@ canvas.addEventListener("pointermove", (event) => {
   if (!held) { point(nearest(x, y, 14 * (window.devicePixelRatio || 1))); return; }
   held.moved ||= Math.hypot(x - held.x, y - held.y) > 5;
   if (!held.moved) return;
-  if ($("select").getAttribute("aria-pressed") === "true") box = [held.x, held.y, x, y];
-  else view = bounded({zoom: view.zoom, x: held.from.x - (x - held.x) / canvas.width / view.zoom, y: held.from.y - (y - held.y) / canvas.height / view.zoom});
+  if ($("select").getAttribute("aria-pressed") === "true") { box = [held.x, held.y, x, y]; mark(); }
+  else { view = bounded({zoom: view.zoom, x: held.from.x - (x - held.x) / canvas.width / view.zoom, y: held.from.y - (y - held.y) / canvas.height / view.zoom}); draw(); }
   point(-1);
-  draw();
 });
 canvas.addEventListener("pointerup", (event) => {
   const [x, y] = where(event);
   if (box) {
     const [left, right] = [box[0], box[2]].sort((a, b) => a - b), [top, bottom] = [box[1], box[3]].sort((a, b) => a - b);
-    for (const i of visible) { const [px, py] = place(i); if (px >= left && px <= right && py >= top && py <= bottom) selected.add(i); }
+    const at = mapping();
+    for (const i of visible) { const [px, py] = place(i, at); if (px >= left && px <= right && py >= top && py <= bottom) selected.add(i); }
     box = null;
     list();
   } else if (held && !held.moved) point(nearest(x, y, (event.pointerType === "touch" ? 28 : 14) * (window.devicePixelRatio || 1)));
@@ -229,24 +261,25 @@ canvas.addEventListener("keydown", (event) => {
 
 function step(right, down) {
   if (focus < 0) { point(nearest(canvas.width / 2, canvas.height / 2, Infinity)); return; }
-  const [x, y] = place(focus);
+  const at = mapping(), [x, y] = place(focus, at);
   let best = -1, least = Infinity;
   for (const i of visible) {
     if (i === focus) continue;
-    const [px, py] = place(i), along = (px - x) * right + (py - y) * down, aside = Math.abs((px - x) * down) + Math.abs((py - y) * right);
+    const [px, py] = place(i, at), along = (px - x) * right + (py - y) * down, aside = Math.abs((px - x) * down) + Math.abs((py - y) * right);
     const far = along + 2 * aside;
     if (along > 0 && far < least) [best, least] = [i, far];
   }
   if (best >= 0) point(best);
 }
 
-data.splits.forEach((name, number) => {
-  if (data.split.includes(number)) { const option = element("option", name); option.value = number; $("split").append(option); }
+data.splits.forEach((name, split) => {
+  if (data.split.includes(split)) { const option = element("option", name); option.value = split; $("split").append(option); }
 });
 data.classes.forEach((name, c) => {
   const button = element("button"), dot = element("i");
-  dot.style.background = hue(c);
   button.append(dot, name);
+  button.title = data.names[c];
+  button.setAttribute("aria-label", data.names[c]);
   button.setAttribute("aria-pressed", "true");
   button.addEventListener("click", () => {
     const on = shownClasses.has(c);
@@ -264,7 +297,7 @@ every.addEventListener("click", () => {
   filter();
 });
 $("legend").append(every);
-$("colour").addEventListener("change", draw);
+$("colour").addEventListener("change", dye);
 $("split").addEventListener("change", filter);
 $("select").addEventListener("click", () => $("select").setAttribute("aria-pressed", String($("select").getAttribute("aria-pressed") !== "true")));
 $("in").addEventListener("click", () => zoom(1.5));
@@ -273,5 +306,6 @@ $("home").addEventListener("click", () => zoom(0));
 $("clear").addEventListener("click", () => { selected.clear(); list(); });
 $("copy").addEventListener("click", () => { const text = document.querySelector("#list textarea"); text.select(); document.execCommand("copy"); });
 new ResizeObserver(draw).observe(canvas);
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+dark.addEventListener("change", tint);
 filter();
+tint();
