@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.deploy.last_blocks import LastBlocks
-from pipeline.errors import IntegrityError, RecipeMismatchError, TrainingError, UsageError
+from pipeline.errors import IntegrityError, RecipeMismatchError, TrainingError, UsageError, count_of
 from pipeline.features.engines import Speed, make_encoder
 from pipeline.features.extraction import ahead, fill_store
 from pipeline.features.recipe import LAST, Recipe
@@ -39,6 +39,7 @@ from pipeline.images.views import ONE, parse_views
 Progress = Callable[[int, int], None]
 Phases = Callable[[str], AbstractContextManager[Progress | None]]
 
+_CHECKED, _TOLERANCE = 64, 0.05  # images whose maps are compared with their vectors before the start; in probability
 _SOFT = 1e-3  # C of the head that tuning starts with: one that is sure of itself would leave nothing to learn
 
 
@@ -185,6 +186,7 @@ def fine_tune(
     with extraction.fill(places.maps, blocks.input_recipe(tuning.views), "float16") as maps:
         head = _soft_head(data)
         blocks.attach(head, tuning.learning_rate)
+        _check_start(blocks, maps, head, data)
         with phases(" batches") as progress:
             history = _train(blocks, _Samples(maps, head.classes_), tuning, progress)
     blocks.save(places.weights)
@@ -192,6 +194,7 @@ def fine_tune(
     tuned = replace(recipe, weights=TUNED, weights_sha256=digest, weights_path=path)
     with extraction.fill(places.features, tuned, str(data.stores[0].dtype)) as store:
         made, report = train_head(store, **_asked(start))
+        lost = len(data.paths) - len(store)
     facts = {
         **asdict(tuning),
         "bundle": "" if isinstance(bundle, Bundle) else str(Path(bundle).absolute()),
@@ -202,7 +205,7 @@ def fine_tune(
     report = replace(
         report,
         history=history,
-        notes=[*report.notes, _told(start, report, facts)],
+        notes=[*report.notes, *_told(start, report, facts, lost)],
         provenance={**report.provenance, "tuning": facts},
         seconds=round(time.monotonic() - started, 3),
     )
@@ -282,7 +285,7 @@ class _Extraction:
                 store = run(overwrite=True)
         if not set(store.splits) >= {"train", "validation"}:
             raise TrainingError(
-                f"hardly any image of {self.manifest.root} can be read ({len(store.skipped):,} of"
+                f"too few images of {self.manifest.root} can be read ({len(store.skipped):,} of"
                 f" {len(self.manifest):,} cannot); tuning needs the photographs where they were"
             )
         return store
@@ -298,6 +301,20 @@ def _soft_head(data: TrainingData) -> Any:
     with one_blas_thread():
         head = make_pipeline(StandardScaler(), LogisticRegression(C=_SOFT, max_iter=500))
         return head.fit(data.X[train, 0], data.y[train])
+
+
+def _check_start(blocks: LastBlocks, maps: FeatureStore, head: Any, data: TrainingData) -> None:
+    """Raise TrainingError unless the blocks say of feature maps what the head says of the network's vectors."""
+    rows = np.flatnonzero(np.array(maps.splits) == "validation")[:_CHECKED]
+    place = {path: row for row, path in enumerate(data.paths)}
+    vectors = data.X[[place[maps.paths[row]] for row in rows.tolist()], 0]
+    own = maps.take(rows).reshape(len(rows), maps.views, -1)[:, 0]
+    if (away := np.abs(blocks.probabilities(own) - head.predict_proba(vectors)).max()) > _TOLERANCE:
+        raise TrainingError(
+            f"feature maps after {blocks.after} lead to other probabilities than the stored vectors do (by {away:.2f}):"
+            " photographs have changed, or the layer's numbers are too small for float16; extract anew, or name another"
+            " layer with after"
+        )
 
 
 class _Samples:
@@ -359,9 +376,8 @@ def _judge(blocks: LastBlocks, samples: _Samples, rows: NDArray[np.int64], batch
     return {"val_loss": float(np.concatenate(losses).mean()), "val_accuracy": float(np.concatenate(right).mean())}
 
 
-def _told(start: Bundle, report: Report, facts: Mapping[str, Any]) -> str:
-    text = (
-        f"tuned {facts['weights']:,} weights after {facts['after']}, the best of the epochs was {facts['best_epoch']}"
-    )
+def _told(start: Bundle, report: Report, facts: Mapping[str, Any], lost: int) -> list[str]:
+    text = f"tuned {facts['weights']:,} weights after {facts['after']}, best in epoch {facts['best_epoch']}"
     before = start.report.get("metrics", {}).get(report.scored_on, {}).get("accuracy")
-    return text if before is None else f"{text}; accuracy was {before:.3f} before"
+    notes = [text if before is None else f"{text}; accuracy was {before:.3f} before"]
+    return notes + ([f"{count_of(lost, 'image')} could not be read any more and took no part"] if lost else [])

@@ -87,7 +87,10 @@ class LastBlocks:
         scaled = keras.layers.Rescaling(1 / scaler.scale_, -scaler.mean_ / scaler.scale_)(vectors)
         last = keras.layers.Dense(len(linear.classes_), activation="softmax")
         outputs = last(keras.layers.Dropout(_DROPOUT, seed=self._seed)(scaled))
-        last.set_weights([linear.coef_.T.astype(np.float32), linear.intercept_.astype(np.float32)])
+        coefficients, intercept = linear.coef_, linear.intercept_
+        if len(linear.classes_) == 2:  # one value for two classes: half of it for the second, half against the first
+            coefficients, intercept = (np.concatenate([-each, each]) / 2 for each in (coefficients, intercept))
+        last.set_weights([coefficients.T.astype(np.float32), intercept.astype(np.float32)])
         self._model = keras.Model(inputs, outputs)
         loss = keras.losses.CategoricalCrossentropy(label_smoothing=_SMOOTHING)
         self._model.compile(keras.optimizers.Adam(learning_rate), loss, metrics=["accuracy"])
@@ -114,6 +117,8 @@ class LastBlocks:
     def save(self, path: Path) -> None:
         """Write the weights of the whole network, marked as tuned; whole or not at all."""
         temporary = path.with_name(f".tmp.{path.name}")
+        for name, own in layer_names(self._network).items():
+            self._network.get_layer(own).name = name  # numbers of this process would make every file differ
         try:
             self._network.save_weights(temporary)
             mark(temporary, TUNED)

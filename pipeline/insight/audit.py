@@ -224,7 +224,7 @@ class _Checks:
             return
         if self.store.recipe.weights == TUNED:
             self.notes.append(
-                "the network was tuned on labels of these images, so it hides their errors; audit the vectors from before"
+                "the network was tuned on labels of these images, so it hides their errors; audit vectors from before"
             )
         y = np.searchsorted(enough, self.labels[rows])
         issues, p = label_issues(Z[rows], y, units[rows], self.seed)
