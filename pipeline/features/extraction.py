@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -27,6 +27,7 @@ from pipeline.features.recipe import Recipe, RecipeOptions
 from pipeline.features.store import DTYPES, FeatureStore, Index, Skipped, block_rows, write_store
 from pipeline.images.isolation import Decoders
 from pipeline.images.manifest import Manifest
+from pipeline.images.texts import Texts
 from pipeline.images.views import load_views, parse_views
 
 PART_SECONDS = 20.0  # a killed run loses at most what came in since the last part
@@ -157,11 +158,12 @@ def fill_store(
             plan = Plan(manifest, parts)
             _check_same_images(plan, target)
             extracted = _run(plan, parts, make_encoder, threads, progress)
-            _assemble(plan, parts, target, dtype)
+            written = _assemble(plan, parts, target, dtype)
+            store = None if written else parts.release()
         finally:
             parts.close()
         parts.remove()
-    store = FeatureStore(target)
+    store = FeatureStore(target) if store is None else store
     seconds = time.monotonic() - started
     reasons: dict[str, int] = {}
     for row in store.index.skipped:
@@ -229,9 +231,10 @@ def _run(
     def batches() -> Iterator[tuple[Encoder, Batch]]:
         nonlocal writer, done
         batch: Batch = []
-        for image, result in ahead(decoders, todo, lambda image: plan.examine(image, parts.recipe, decode), window):
+        waiting = map(int, todo)
+        for image, result in ahead(decoders, waiting, lambda image: plan.examine(image, parts.recipe, decode), window):
             if isinstance(result, Found):
-                plan.found[image] = result
+                plan.settle(image, result)
             else:
                 # Made late: files that were only touched, or cannot be read, need no network.
                 writer = writer or PartWriter(plan, parts, make_encoder())
@@ -318,7 +321,7 @@ class PartWriter:
                 self._rows.append((image, fresh._replace(pixels=_NO_PIXELS)))
                 self._vectors.append(vector)
             else:
-                self.plan.found[image] = Found(fresh.stamp, reason="not-finite: the network gave no finite vector")
+                self.plan.settle(image, Found(fresh.stamp, reason="not-finite: the network gave no finite vector"))
         overdue = time.monotonic() - self._since > PART_SECONDS
         if len(self._rows) >= block_rows(vectors[0].size) or overdue:
             self.commit()
@@ -332,28 +335,20 @@ class PartWriter:
         index = Index(
             recipe=self.encoder.recipe,
             segments=self.encoder.segments,
-            paths=[paths[image] for image, _ in self._rows],
-            digests=_digests([fresh.digest for _, fresh in self._rows]),
-            sizes_mtimes=_stamps([fresh.stamp for _, fresh in self._rows]),
+            paths=Texts.of(paths[image] for image, _ in self._rows),
+            digests=np.frombuffer(b"".join(fresh.digest for _, fresh in self._rows), np.uint8).reshape(-1, 32),
+            sizes_mtimes=np.array([fresh.stamp for _, fresh in self._rows], np.int64),
             labels=np.full(count, -1, np.int32),
-            splits=[""] * count,
-            groups=[""] * count,
+            splits=Texts.of([""] * count),
+            groups=Texts.of([""] * count),
             created_with=_versions(self.encoder.name),
         )
         number = self.parts.commit(index, np.array(self._vectors, np.float32))
         for row, (image, fresh) in enumerate(self._rows):
-            self.plan.found[image] = Found(fresh.stamp, number, row)
+            self.plan.settle(image, Found(fresh.stamp, number, row))
         self.extracted += count
         self._rows, self._vectors = [], []
         self._since = time.monotonic()
-
-
-def _digests(digests: list[bytes]) -> NDArray[np.uint8]:
-    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
-
-
-def _stamps(stamps: list[tuple[int, int]]) -> NDArray[np.int64]:
-    return np.array(stamps, np.int64).reshape(-1, 2)
 
 
 def _versions(engine: str) -> dict[str, str]:
@@ -361,56 +356,61 @@ def _versions(engine: str) -> dict[str, str]:
     return {"engine": engine, **installed_versions(*names)}
 
 
-def _assemble(plan: Plan, parts: Parts, target: Path, dtype: str) -> None:
-    """Write the finished file from its sources, in the manifest's order, unless it is as it should be."""
+def _assemble(plan: Plan, parts: Parts, target: Path, dtype: str) -> bool:
+    """Write the finished file from its sources, in the manifest's order; return False if it is as it should be."""
     manifest = plan.manifest
-    found = [each for each in plan.found if each is not None]
-    if len(found) != len(manifest):
-        raise AssertionError(f"{len(manifest) - len(found)} images are unaccounted for")
-    kept = [image for image, each in enumerate(found) if each.source >= 0]
+    if missing := len(plan.todo()):
+        raise AssertionError(f"{missing} images are unaccounted for")
     if not parts.sources:
-        example = found[0].reason
         raise StoreError(
-            f"none of the {len(found)} images could be read (the first: {example}), so {target} was not written;"
-            " check the folder"
+            f"none of the {len(manifest)} images could be read (the first: {plan.reasons[0]}), so {target} was not"
+            " written; check the folder"
         )
-    latest = parts.sources[-1].index
+    kept = np.flatnonzero(plan.sources >= 0)
+    with parts.opened(len(parts.sources) - 1) as latest:
+        example = latest.index
     index = Index(
-        recipe=parts.recipe if parts.recipe.weights_sha256 else latest.recipe,
-        segments=latest.segments,
-        paths=[manifest.paths[image] for image in kept],
-        digests=_gather_digests(parts, [found[image] for image in kept]),
-        sizes_mtimes=_stamps([found[image].stamp for image in kept]),
-        labels=np.array([manifest.labels[image] for image in kept], np.int32),
-        splits=[manifest.splits[image] for image in kept],
-        groups=[manifest.groups[image] for image in kept],
+        recipe=parts.recipe if parts.recipe.weights_sha256 else example.recipe,
+        segments=example.segments,
+        paths=manifest.paths.take(kept),
+        digests=np.empty((len(kept), 32), np.uint8),
+        sizes_mtimes=plan.stamps[kept],
+        labels=np.array(manifest.labels, np.int32)[kept],
+        splits=manifest.splits.take(kept),
+        groups=manifest.groups.take(kept),
         classes=manifest.classes,
         root=os.fspath(manifest.root),
         skipped=tuple(
-            Skipped(manifest.paths[image], each.reason, *each.stamp)
-            for image, each in enumerate(found)
-            if each.source < 0
+            Skipped(manifest.paths[image], reason, *plan.stamps[image].tolist())
+            for image, reason in sorted(plan.reasons.items())
         ),
-        created_with=latest.created_with,
+        created_with=example.created_with,
     )
+    step = block_rows(math.prod(index.row_shape))
+    digests = _gather(plan, parts, kept, step, lambda store, rows: store.index.digests[rows])
+    np.concatenate(list(digests), out=index.digests)
     if parts.finished and len(parts.sources) == 1 and parts.finished.index.same_content(index):
-        return
-    write_store(target, index, _gather(parts, [found[image] for image in kept]), dtype)
+        return False
+    write_store(target, index, _gather(plan, parts, kept, step, FeatureStore.take), dtype)
+    return True
 
 
-def _gather_digests(parts: Parts, rows: list[Found]) -> NDArray[np.uint8]:
-    return _digests([parts.sources[row.source].index.digests[row.row].tobytes() for row in rows])
-
-
-def _gather(parts: Parts, rows: list[Found]) -> Iterator[NDArray[np.float32]]:
-    shape = parts.sources[-1].shape[1:]
-    step = block_rows(math.prod(shape))
-    for start in range(0, len(rows), step):
-        block = rows[start : start + step]
-        sources = np.array([row.source for row in block])
-        numbers = np.array([row.row for row in block])
-        vectors = np.empty((len(block), *shape), np.float32)
-        for source in np.unique(sources):
-            mine = np.flatnonzero(sources == source)
-            vectors[mine] = parts.sources[source].take(numbers[mine])
-        yield vectors
+def _gather(
+    plan: Plan,
+    parts: Parts,
+    images: NDArray[np.int64],
+    step: int,
+    read: Callable[[FeatureStore, NDArray[np.integer]], NDArray[Any]],
+) -> Iterator[NDArray[Any]]:
+    """Read something of each image from where it is stored, in blocks of `step` images."""
+    for start in range(0, len(images), step):
+        block = images[start : start + step]
+        sources, rows = plan.sources[block], plan.rows[block]
+        values = []
+        for source in np.unique(sources).tolist():
+            with parts.opened(source) as store:
+                values.append(read(store, rows[sources == source]))
+        by_source = np.concatenate(values)
+        ordered = np.empty_like(by_source)
+        ordered[np.argsort(sources, kind="stable")] = by_source
+        yield ordered

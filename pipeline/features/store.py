@@ -251,7 +251,7 @@ class FeatureStore:
         with hdf5.guard(self.path):
             return np.asarray(self._features[start:stop], np.float32)
 
-    def take(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    def take(self, rows: NDArray[np.integer]) -> NDArray[np.float32]:
         """Return the vectors of any rows, in the order given, as float32, shaped as `features`."""
         taken = np.empty((len(rows), *self.shape[1:]), np.float32)
         order = np.argsort(rows, kind="stable")

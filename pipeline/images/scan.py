@@ -35,7 +35,7 @@ _KIND_BESIDE = "image beside the split folders"
 
 
 class FoundFolder(NamedTuple):
-    """The images below a folder, their class and their split, "" where there is none; all paths relative to the root."""
+    """The images below a folder, their class and their split, "" where there is none."""
 
     path: str
     images: Texts
@@ -139,7 +139,8 @@ def find_images(scan: Scan) -> list[FoundFolder]:
                     " validation or test, or move them away"
                 )
     if not split_of or (any(below.values()) and len(set(split_of.values())) == 1):
-        return _labelled(scan, below | {name: scan.images_below(name) for name in split_of}, FoundFolder("", Texts.of_bytes(loose)))
+        below |= {name: scan.images_below(name) for name in split_of}
+        return _labelled(scan, below, FoundFolder("", Texts.of_bytes(loose)))
     scan.left_out[_KIND_EMPTY] += sum(not images for images in below.values())
     scan.left_out[_KIND_BESIDE] += len(loose) + sum(map(len, below.values()))
     found = []
@@ -153,7 +154,9 @@ def find_images(scan: Scan) -> list[FoundFolder]:
 def _labelled(scan: Scan, below: Mapping[str, Texts], loose: FoundFolder) -> list[FoundFolder]:
     """Label images by the folder they are below; loose ones count only where there is no such folder."""
     found = [
-        FoundFolder(folder, images, PurePosixPath(folder).name, loose.split) for folder, images in below.items() if images
+        FoundFolder(folder, images, PurePosixPath(folder).name, loose.split)
+        for folder, images in below.items()
+        if images
     ]
     scan.left_out[_KIND_EMPTY] += len(below) - len(found)
     if not found:
