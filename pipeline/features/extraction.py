@@ -388,7 +388,8 @@ def _assemble(plan: Plan, parts: Parts, target: Path, dtype: str) -> bool:
     )
     step = block_rows(math.prod(index.row_shape))
     digests = _gather(plan, parts, kept, step, lambda store, rows: store.index.digests[rows])
-    np.concatenate(list(digests), out=index.digests)
+    for start, block in zip(range(0, len(kept), step), digests, strict=True):
+        index.digests[start : start + step] = block
     if parts.finished and len(parts.sources) == 1 and parts.finished.index.same_content(index):
         return False
     write_store(target, index, _gather(plan, parts, kept, step, FeatureStore.take), dtype)

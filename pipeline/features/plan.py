@@ -168,8 +168,7 @@ class Plan:
 
     def __init__(self, manifest: Manifest, parts: Parts) -> None:
         self.manifest = manifest
-        stamps = itertools.chain.from_iterable(map(stamp_of, manifest.files()))
-        self.stamps = np.fromiter(stamps, np.int64, 2 * len(manifest)).reshape(-1, 2)
+        self.stamps = _stamps(manifest.root, manifest.paths)
         self.sources = np.full(len(manifest), -1, np.int32)
         self.rows = np.full(len(manifest), -1, np.int32)
         self.reasons: dict[int, str] = {}
@@ -246,10 +245,24 @@ class _Digests:
         return source, row - int(self._starts[source])
 
 
-def stamp_of(path: str | os.PathLike[str]) -> tuple[int, int]:
+def _stamps(root: Path, paths: Texts) -> NDArray[np.int64]:
+    """Return the stamp of each file of a folder, shape (n, 2)."""
+    try:
+        folder = os.open(root, os.O_PATH)  # names are found faster from here than with the whole way before each
+    except OSError:
+        folder = -1  # nothing is in a folder that is not there; absolute paths need none
+    try:
+        stamps = (stamp_of(raw, folder) for raw in paths.raws())
+        return np.fromiter(itertools.chain.from_iterable(stamps), np.int64, 2 * len(paths)).reshape(-1, 2)
+    finally:
+        if folder >= 0:
+            os.close(folder)
+
+
+def stamp_of(path: str | bytes | os.PathLike[str], folder: int | None = None) -> tuple[int, int]:
     """Return size in bytes and mtime in nanoseconds, (-1, -1) for a file that is not there."""
     try:
-        status = os.stat(path)  # noqa: PTH116 (a Path for each takes seconds)
+        status = os.stat(path, dir_fd=folder)  # noqa: PTH116 (a Path for each takes seconds)
     except (OSError, ValueError):
         return -1, -1
     return status.st_size, status.st_mtime_ns

@@ -88,6 +88,8 @@ class Manifest:
             raise ManifestError(f"path {self.paths[twice[1]]!r} is there twice: keep one of its rows")
 
     def _check_groups(self) -> None:
+        if not self.groups.lengths().any():
+            return
         split_of: dict[str, str] = {}
         for path, group, split in zip(self.paths, self.groups, self.splits, strict=True):
             if group and split and split_of.setdefault(group, split) != split:
@@ -117,21 +119,6 @@ class Manifest:
         PosixPath('/photos/a.jpg')
         """
         return self.root / self.paths[index]
-
-    def files(self) -> Iterator[str]:
-        """Go through the places where the images can be opened.
-
-        Yields
-        ------
-        str
-            As `path_of` gives it.
-
-        Examples
-        --------
-        >>> list(Manifest(Path("photos"), ["cat/1.jpg", "/2.jpg"], (-1, -1), (), ["", ""], ["", ""]).files())
-        ['photos/cat/1.jpg', '/2.jpg']
-        """
-        return (os.path.join(self.root, path) for path in self.paths)  # noqa: PTH118 (a Path for each takes seconds)
 
     @classmethod
     def read(cls, source: "str | os.PathLike[str] | Sequence[str | os.PathLike[str]]") -> "Manifest":
