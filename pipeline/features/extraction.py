@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import LockedError, StoreError, UsageError, closest, count_of, installed_versions
 from pipeline.features.engines import Encoder, Speed, make_encoder
-from pipeline.features.plan import Found, Fresh, Parts, Plan
+from pipeline.features.plan import Found, Fresh, Parts, Plan, examine
 from pipeline.features.recipe import Recipe, RecipeOptions
 from pipeline.features.store import DTYPES, FeatureStore, Index, Skipped, block_rows, write_store
 from pipeline.images.isolation import Decoders
@@ -160,6 +160,8 @@ def fill_store(
             extracted = _run(plan, parts, make_encoder, threads, progress)
             written = _assemble(plan, parts, target, dtype)
             store = None if written else parts.release()
+            dropped = plan.dropped
+            del plan  # before the file that was written is opened
         finally:
             parts.close()
         parts.remove()
@@ -175,7 +177,7 @@ def fill_store(
         extracted=extracted,
         reused=len(store) - extracted,
         skipped=len(store.index.skipped),
-        dropped=plan.dropped,
+        dropped=dropped,
         left_out=dict(manifest.left_out),
         seconds=round(seconds, 3),
         images_per_second=round(extracted / seconds, 1),
@@ -222,8 +224,11 @@ def _run(
     progress: Progress | None,
 ) -> int:
     """Send what is to do through the encoder, part by part; return how many images were."""
-    todo = plan.todo()
-    done = len(plan.manifest) - len(todo)
+    todo, manifest = plan.todo(), plan.manifest
+    if not len(todo):
+        return 0
+    known = parts.digests()
+    done = len(manifest) - len(todo)
     views = parse_views(parts.recipe.views).count
     window = decode_window(parts.recipe.size, threads, views)
     writer: PartWriter | None = None
@@ -231,8 +236,12 @@ def _run(
     def batches() -> Iterator[tuple[Encoder, Batch]]:
         nonlocal writer, done
         batch: Batch = []
-        waiting = map(int, todo)
-        for image, result in ahead(decoders, waiting, lambda image: plan.examine(image, parts.recipe, decode), window):
+        for image, result in ahead(
+            decoders,
+            map(int, todo),
+            lambda image: examine(manifest.path_of(image), known, parts.recipe, decode),
+            window,
+        ):
             if isinstance(result, Found):
                 plan.settle(image, result)
             else:
@@ -244,7 +253,7 @@ def _run(
                     batch = []
             done += 1
             if progress:
-                progress(done, len(plan.manifest))
+                progress(done, len(manifest))
         if writer and batch:
             yield writer.encoder, batch
 
@@ -369,11 +378,12 @@ def _assemble(plan: Plan, parts: Parts, target: Path, dtype: str) -> bool:
     kept = np.flatnonzero(plan.sources >= 0)
     with parts.opened(len(parts.sources) - 1) as latest:
         example = latest.index
+    step = block_rows(math.prod(example.row_shape))
     index = Index(
         recipe=parts.recipe if parts.recipe.weights_sha256 else example.recipe,
         segments=example.segments,
         paths=manifest.paths.take(kept),
-        digests=np.empty((len(kept), 32), np.uint8),
+        digests=_digests(plan, parts, kept, step),
         sizes_mtimes=plan.stamps[kept],
         labels=np.array(manifest.labels, np.int32)[kept],
         splits=manifest.splits.take(kept),
@@ -386,14 +396,22 @@ def _assemble(plan: Plan, parts: Parts, target: Path, dtype: str) -> bool:
         ),
         created_with=example.created_with,
     )
-    step = block_rows(math.prod(index.row_shape))
-    digests = _gather(plan, parts, kept, step, lambda store, rows: store.index.digests[rows])
-    for start, block in zip(range(0, len(kept), step), digests, strict=True):
-        index.digests[start : start + step] = block
     if parts.finished and len(parts.sources) == 1 and parts.finished.index.same_content(index):
         return False
     write_store(target, index, _gather(plan, parts, kept, step, FeatureStore.take), dtype)
     return True
+
+
+def _digests(plan: Plan, parts: Parts, images: NDArray[np.int64], step: int) -> NDArray[np.uint8]:
+    """Return the digests of the rows of some images, shape (n, 32)."""
+    finished = parts.finished if len(parts.sources) == 1 else None
+    if finished and np.array_equal(plan.rows[images], np.arange(len(finished))):
+        return finished.index.digests  # all rows are where they were
+    digests = np.empty((len(images), 32), np.uint8)
+    blocks = _gather(plan, parts, images, step, lambda store, rows: store.index.digests[rows])
+    for start, block in zip(range(0, len(images), step), blocks, strict=True):
+        digests[start : start + step] = block
+    return digests
 
 
 def _gather(

@@ -113,11 +113,19 @@ class Parts:
     @contextlib.contextmanager
     def opened(self, source: int) -> Iterator[FeatureStore]:
         """Open a source for a while: there may be more parts than a process may have open files."""
-        if self.finished and source == 0:
+        if source == 0 and self.finished is not None:
             yield self.finished
         else:
             with FeatureStore(self.sources[source]) as part:
                 yield part
+
+    def digests(self) -> "Digests":
+        """Read the digests of all sources."""
+        known = []
+        for source in range(len(self.sources)):
+            with self.opened(source) as store:
+                known.append(store.index.digests)
+        return Digests(known)
 
     def commit(self, index: Index, vectors: NDArray[np.float32]) -> int:
         """Write the next part and return its number among the sources."""
@@ -142,7 +150,7 @@ class Parts:
 
     def close(self) -> None:
         """Close the finished file and forget its index."""
-        if store := self.release():
+        if (store := self.release()) is not None:
             store.close()
 
     def remove(self) -> None:
@@ -173,26 +181,25 @@ class Plan:
         self.rows = np.full(len(manifest), -1, np.int32)
         self.reasons: dict[int, str] = {}
         self.old = self.dropped = 0
-        known: list[NDArray[np.uint8]] = []
         image_of = Positions(manifest.paths)
         for source in range(len(parts.sources)):
             with parts.opened(source) as store:
-                self._learn(source, store.index, image_of, is_old=store is parts.finished)
-                known.append(store.index.digests)
+                self._learn(source, store.index, image_of, is_old=bool(parts.finished) and source == 0)
         self.reasons = {image: reason for image, reason in self.reasons.items() if self.sources[image] < 0}
-        self._known = _Digests(known if len(self.todo()) else [])
 
     def _learn(self, source: int, index: Index, image_of: Positions, *, is_old: bool) -> None:
         """Find the images that are as they were when a source was written; later sources win."""
         images = image_of.find(index.paths)
-        rows = np.flatnonzero(images >= 0)
-        rows = rows[(self.stamps[images[rows]] == index.sizes_mtimes[rows]).all(axis=1)]
+        as_then = images >= 0
+        for column in (0, 1):
+            as_then &= self.stamps[images, column] == index.sizes_mtimes[:, column]
+        rows = np.flatnonzero(as_then)
         self.sources[images[rows]] = source
         self.rows[images[rows]] = rows
         skipped = image_of.find(Texts.of(each.path for each in index.skipped))
         for image, each in zip(skipped.tolist(), index.skipped, strict=True):
-            as_then = image >= 0 and (self.stamps[image] == (each.size, each.mtime_ns)).all()
-            if as_then and each.reason.split(":")[0] not in TRANSIENT:
+            touched = image < 0 or self.stamps[image].tolist() != [each.size, each.mtime_ns]
+            if not touched and each.reason.split(":")[0] not in TRANSIENT:
                 self.reasons[image] = each.reason
         if is_old:
             self.old = len(images) + len(skipped)
@@ -211,26 +218,13 @@ class Plan:
         if found.reason:
             self.reasons[image] = found.reason
 
-    def examine(self, image: int, recipe: Recipe, decode: Callable[..., NDArray[np.uint8]]) -> Found | Fresh:
-        """Read one file: find its bytes among the stored rows, else decode it, else say why not."""
-        path = self.manifest.path_of(image)
-        stamp = stamp_of(path)
-        try:
-            content = read_bytes(path)
-            digest = hashlib.sha256(content).digest()
-            if row := self._known.find(digest):
-                return Found(stamp, *row)
-            return Fresh(stamp, digest, decode(content, recipe.size, recipe.resize, recipe.views))
-        except ImageError as error:
-            return Found(stamp, reason=str(error))
 
-
-class _Digests:
+class Digests:
     """Finds bytes among the stored rows, by the digests (n, 32) of each source."""
 
-    def __init__(self, known: list[NDArray[np.uint8]]) -> None:
-        self._starts = np.cumsum([0, *map(len, known)])
-        joined = known[0] if len(known) == 1 else np.concatenate([np.empty((0, 32), np.uint8), *known])
+    def __init__(self, sources: list[NDArray[np.uint8]]) -> None:
+        self._starts = np.cumsum([0, *map(len, sources)])
+        joined = sources[0] if len(sources) == 1 else np.concatenate([np.empty((0, 32), np.uint8), *sources])
         self._digests = np.ascontiguousarray(joined).view("S32").ravel()
         self._order = np.argsort(self._digests, kind="stable")
 
@@ -243,6 +237,19 @@ class _Digests:
         row = int(self._order[at[0]])
         source = int(np.searchsorted(self._starts, row, "right")) - 1
         return source, row - int(self._starts[source])
+
+
+def examine(path: Path, known: Digests, recipe: Recipe, decode: Callable[..., NDArray[np.uint8]]) -> Found | Fresh:
+    """Read one file: find its bytes among the stored rows, else decode it, else say why not."""
+    stamp = stamp_of(path)
+    try:
+        content = read_bytes(path)
+        digest = hashlib.sha256(content).digest()
+        if place := known.find(digest):
+            return Found(stamp, *place)
+        return Fresh(stamp, digest, decode(content, recipe.size, recipe.resize, recipe.views))
+    except ImageError as error:
+        return Found(stamp, reason=str(error))
 
 
 def _stamps(root: Path, paths: Texts) -> NDArray[np.int64]:
@@ -262,7 +269,7 @@ def _stamps(root: Path, paths: Texts) -> NDArray[np.int64]:
 def stamp_of(path: str | bytes | os.PathLike[str], folder: int | None = None) -> tuple[int, int]:
     """Return size in bytes and mtime in nanoseconds, (-1, -1) for a file that is not there."""
     try:
-        status = os.stat(path, dir_fd=folder)  # noqa: PTH116 (a Path for each takes seconds)
+        status = os.stat(path, dir_fd=folder)
     except (OSError, ValueError):
         return -1, -1
     return status.st_size, status.st_mtime_ns

@@ -10,7 +10,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -106,7 +106,7 @@ class Index:
             and (self.root, self.classes, self.skipped) == (other.root, other.classes, other.skipped)
             and (self.paths, self.splits, self.groups) == (other.paths, other.splits, other.groups)
             and np.array_equal(self.labels, other.labels)
-            and np.array_equal(self.digests, other.digests)
+            and (self.digests is other.digests or np.array_equal(self.digests, other.digests))
             and np.array_equal(self.sizes_mtimes, other.sizes_mtimes)
         )
 
@@ -206,7 +206,7 @@ class FeatureStore:
         return self.index.recipe
 
     @property
-    def paths(self) -> Sequence[str]:
+    def paths(self) -> Texts:
         """Path of each row, relative to the root."""
         return self.index.paths
 
@@ -221,7 +221,7 @@ class FeatureStore:
         return self.index.classes
 
     @property
-    def splits(self) -> Sequence[str]:
+    def splits(self) -> Texts:
         """Split of each row, empty where there is none."""
         return self.index.splits
 

@@ -141,7 +141,7 @@ class Positions(Mapping[str, int]):
         if not len(self):
             return np.full(len(wanted), -1, np.int64)
         at = np.searchsorted(self._hashes, _hashes(wanted))
-        rows = self._order[np.minimum(at, len(self) - 1)]
+        rows = self._order[np.minimum(at, len(self) - 1, out=at)]
         same = map(operator.eq, map(self.texts.raw, rows), wanted.raws())
         rows[~np.fromiter(same, np.bool_, len(wanted))] = -1
         if self._alike:

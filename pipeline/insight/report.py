@@ -26,6 +26,7 @@ from pipeline.heads.joining import load_training_data
 from pipeline.heads.trust import format_trust
 from pipeline.images.decode import open_rgb
 from pipeline.images.findings import Finding
+from pipeline.images.texts import Texts
 from pipeline.images.views import ONE
 from pipeline.insight.audit import KINDS, Audit, audit
 from pipeline.insight.explain import CAM, Explainer, overlay
@@ -204,8 +205,7 @@ class _Answers:
             raise UsageError(f"{files[0]} has other classes than the bundle; name the file that it was trained on")
         own = np.ascontiguousarray(data.X[:, 0])  # the first view is the image itself
         asked = data.X if bundle.average_views else own
-        positions = data.stores[0].positions
-        rows = np.array([positions[path] for path in data.paths], np.int64)
+        rows = data.stores[0].positions.find(Texts.of(data.paths))
         if provenance.get("content", data.content) != data.content:
             raise UsageError(
                 f"{files[0]} holds other photographs than the bundle was trained on, though its recipe and classes are"
