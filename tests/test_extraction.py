@@ -224,6 +224,8 @@ def test_wrong_options(photos, tmp_path):
         run(photos, tmp_path / "f.h5", dtype="float8")
     with pytest.raises(UsageError, match=r"workers 0 is too few"):
         extract(photos, tmp_path / "f.h5", weights="random", speed=Speed(workers=0))
+    with pytest.raises(UsageError, match=r"the manifest has no images; give at least one"):
+        run(Manifest(photos, (), (), (), (), ()), tmp_path / "f.h5")
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match=r"cannot make the folder .*file/sub: Not a directory; choose another --out"):
         run(photos, tmp_path / "file" / "sub" / "f.h5")

@@ -1,7 +1,8 @@
 """Stage 1: a manifest of images to a feature store, resumed where it was killed, only what is new.
 
 Decoding runs ahead of the convnet in threads; vectors are committed in parts; the finished file
-replaces the old one in one rename. Memory holds one part and a few batches, never all vectors.
+replaces the old one in one rename. Memory holds one part and a few batches, never all vectors, and of each image
+its path and some numbers in arrays (`pipeline.images.texts`), about 200 bytes.
 """
 
 import contextlib
@@ -144,6 +145,8 @@ def fill_store(
     """
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r} is unknown; {closest(dtype, DTYPES)}")
+    if not len(manifest):
+        raise UsageError("the manifest has no images; give at least one")
     started = time.monotonic()
     target = Path(out)
     if not target.name:
