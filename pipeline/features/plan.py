@@ -255,18 +255,19 @@ def examine(path: Path, known: Digests, recipe: Recipe, decode: Callable[..., ND
 def _stamps(root: Path, paths: Texts) -> NDArray[np.int64]:
     """Return the stamp of each file of a folder, shape (n, 2)."""
     try:
-        folder = os.open(root, os.O_PATH)  # names are found faster from here than with the whole way before each
+        # Files are found faster from here than with the whole way before each name.
+        folder = os.open(root, getattr(os, "O_PATH", os.O_RDONLY))
     except OSError:
         folder = -1  # nothing is in a folder that is not there; absolute paths need none
     try:
-        stamps = (stamp_of(raw, folder) for raw in paths.raws())
+        stamps = (stamp_of(path, folder) for path in paths)
         return np.fromiter(itertools.chain.from_iterable(stamps), np.int64, 2 * len(paths)).reshape(-1, 2)
     finally:
         if folder >= 0:
             os.close(folder)
 
 
-def stamp_of(path: str | bytes | os.PathLike[str], folder: int | None = None) -> tuple[int, int]:
+def stamp_of(path: str | os.PathLike[str], folder: int | None = None) -> tuple[int, int]:
     """Return size in bytes and mtime in nanoseconds, (-1, -1) for a file that is not there."""
     try:
         status = os.stat(path, dir_fd=folder)
