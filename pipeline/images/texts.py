@@ -91,7 +91,7 @@ class Texts(Sequence[str]):
             for begin, end in itertools.pairwise(self._ends[start : start + _BLOCK + 1].tolist()):
                 yield self._data[begin:end]
 
-    def take(self, rows: NDArray[np.int64]) -> "Texts":
+    def take(self, rows: NDArray[np.integer]) -> "Texts":
         """Return the texts of some rows, in the order given; the column itself where these are all its rows in turn."""
         if np.array_equal(rows, np.arange(len(self))):
             return self
