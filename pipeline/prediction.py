@@ -26,6 +26,7 @@ from pipeline.heads.trust import ABSTAIN, NOVEL, OK
 from pipeline.images.decode import read_bytes
 from pipeline.images.isolation import Decoders
 from pipeline.images.manifest import Manifest
+from pipeline.images.texts import Texts
 from pipeline.images.views import load_kinds, parse_views, split_kinds
 
 STDOUT = "-"
@@ -175,8 +176,8 @@ def _from_stores(
         reasons = [""] * len(block)
         blocks = [block]
         for store in others:
-            matches = [store.positions.get(path, -1) for path in paths]
-            for number, match in enumerate(matches):
+            matches = store.positions.find(Texts.of(paths))
+            for number, match in enumerate(matches.tolist()):
                 if match < 0:
                     reasons[number] = f"missing: no vector in {store.path}"
                 elif (store.index.digests[match] != first.index.digests[rows[number]]).any():

@@ -4,6 +4,7 @@ Every measurement runs in a process of its own, `--repeat` times in turns, so th
 machine hits all of them; the table shows medians and the spread.
 """
 
+import contextlib
 import json
 import os
 import platform
@@ -60,6 +61,24 @@ def extraction(images: list[str], options: Result) -> Result:
             speed=Speed(options["engine"]),
         ) as store:
             return {"rate": len(store) / (time.perf_counter() - started)}
+
+
+def bookkeeping(images: list[str], options: Result) -> Result:
+    """Extract a tree of files; decoding and the network take no time and no memory, the rest is in earnest."""
+    import numpy as np
+    from attacks.fake import RECIPE, FakeEncoder
+
+    from pipeline import Manifest
+    from pipeline.features import extraction, store
+
+    pixels = np.zeros((1, RECIPE.size, RECIPE.size, 3), np.uint8)
+    part = store.block_rows(1280)  # as many as of MobileNetV2
+    vars(extraction)["Decoders"] = lambda _: contextlib.nullcontext(lambda *_: pixels)
+    vars(extraction)["block_rows"] = lambda _: part
+    started = time.perf_counter()
+    manifest = Manifest.read(options["tree"])
+    extraction.fill_store(manifest, options["out"], RECIPE, make_encoder=lambda: FakeEncoder(batch_size=32)).close()
+    return {"seconds": time.perf_counter() - started}
 
 
 def decode_only(images: list[str], options: Result) -> Result:
@@ -139,9 +158,14 @@ def grid_search(images: list[str], options: Result) -> Result:
 
 MEASURES: dict[str, Callable[[list[str], Result], Result]] = {
     function.__name__: function
-    for function in (plain_keras, extraction, decode_only, model_only, keras_one, grid_search)
+    for function in (plain_keras, extraction, bookkeeping, decode_only, model_only, keras_one, grid_search)
 }
-STYLES = {"accuracy": ".1%", "share": ".0%", "images/s": ".0f"}  # how a ratio is printed, by a word in its name
+STYLES = {
+    "accuracy": ".1%",
+    "share": ".0%",
+    "images/s": ".0f",
+    "bytes": ".0f",
+}  # how a ratio is printed, by a word in its name
 RACED, SEARCHED = "train_head.py --head auto", "GridSearchCV over the same candidates"
 COLUMNS = [
     # name in the table, measure, engine, precision, views
@@ -164,28 +188,31 @@ COLUMNS = [
 @click.option("--repeat", default=3, help="How often each measurement is taken.")
 @click.option("--out", default="artifacts/benchmark", help="OUT.md and OUT.json are written.")
 @click.option("--copies", default=0, help="Also extract the images this many times over, for the memory that takes.")
+@click.option("--paths", default=0, help="Also extract this many tiny files, for the memory and time of each path.")
 @click.option("--measure", hidden=True)
 def benchmark(
-    images: str | None, backbone: str, size: int, repeat: int, out: str, copies: int, measure: str | None
+    images: str | None, backbone: str, size: int, repeat: int, out: str, copies: int, paths: int, measure: str | None
 ) -> None:
     """Measure rates, start-up and memory, and write a table (Markdown and JSON)."""
     folder = images or os.path.join(os.environ.get("TWOSTAGE_DATA", ""), "clothing", "train")  # noqa: PTH118
     if not Path(folder).is_dir():
         raise click.UsageError("there is no folder of images; give --images, or set TWOSTAGE_DATA")
-    paths = sorted(str(path) for path in Path(folder).rglob("*.jpg"))
+    files = sorted(str(path) for path in Path(folder).rglob("*.jpg"))
     if measure:
         options = json.loads(measure)
-        result = MEASURES[options["measure"]](paths, options)
+        result = MEASURES[options["measure"]](files, options)
         usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
         result["cpu_seconds"] = sum(usage.ru_utime + usage.ru_stime for usage in usages)
         print("RESULT" + json.dumps(result))
         return
     common = {"folder": folder, "backbone": backbone, "size": size}
     rows = run_rates(common, repeat)
-    rows += run_starts(common, paths, repeat)
+    rows += run_starts(common, files, repeat)
     if copies:
-        rows.append(run_memory(common, paths, copies))
-    report = {"machine": machine(), "images": len(paths), **common, "rows": rows, "ratios": ratios(rows)}
+        rows.append(run_memory(common, files, copies))
+    if paths:
+        rows += run_paths(common, paths)
+    report = {"machine": machine(), "images": len(files), **common, "rows": rows, "ratios": ratios(rows)}
     target = Path(out)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.with_suffix(".json").write_text(json.dumps(report, indent=1))
@@ -298,6 +325,29 @@ def run_memory(common: Result, paths: list[str], copies: int) -> Result:
         return {"name": name, "seconds": seconds, "low": seconds, "high": seconds, "peak_mb": result["peak_mb"]}
 
 
+def run_paths(common: Result, count: int) -> list[Result]:
+    """Extract `count` files, and a quarter of them, for the first time, with nothing new and with 1 % new."""
+    rows = []
+    for files in (count // 4, count):
+        with tempfile.TemporaryDirectory() as work:
+            options = {**common, "measure": "bookkeeping", "tree": f"{work}/photos", "out": f"{work}/f.h5"}
+            for number in range(100):
+                Path(work, "photos", f"class_{number:02d}").mkdir(parents=True)
+            for run, start, stop in [
+                ("first run", 0, files),
+                ("nothing new", files, files),
+                ("1 % new", files, files + files // 100),
+            ]:
+                for number in range(start, stop):
+                    Path(work, "photos", f"class_{number % 100:02d}", f"image_{number:09d}.jpg").write_text(str(number))
+                print(f"{files} paths, {run}", file=sys.stderr)
+                result = child(options)
+                seconds = dict.fromkeys(("seconds", "low", "high"), result["seconds"])
+                name = f"{files:,} paths without decoding and network, {run}"
+                rows.append({"name": name, "run": run, "paths": stop, "peak_mb": result["peak_mb"], **seconds})
+    return rows
+
+
 def timed(command: list[str]) -> Result:
     """Run a whole command; its wall time, peak memory and processor time."""
     started, before = time.perf_counter(), children_seconds()
@@ -339,6 +389,17 @@ def ratios(rows: list[Result]) -> Result:
     found["auto race: times less processor time than GridSearchCV"] = search["cpu_seconds"] / race["cpu_seconds"]
     found["auto race: test accuracy"] = race["accuracy"]
     found["GridSearchCV: test accuracy"] = search["accuracy"]
+    return found | path_costs(rows)
+
+
+def path_costs(rows: list[Result]) -> Result:
+    """Return the memory and the time that each further path takes."""
+    found: Result = {}
+    taken = [row for row in rows if "run" in row]
+    for few, many in zip(taken[: len(taken) // 2], taken[len(taken) // 2 :], strict=True):
+        more = many["paths"] - few["paths"]
+        found[f"{few['run']}: bytes of memory for each path"] = (many["peak_mb"] - few["peak_mb"]) * 2**20 / more
+        found[f"{few['run']}: microseconds for each path"] = (many["seconds"] - few["seconds"]) * 1e6 / more
     return found
 
 

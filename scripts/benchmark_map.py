@@ -23,6 +23,7 @@ from PIL import Image
 
 from pipeline import FeatureStore, train_head
 from pipeline.features.store import Index, write_store
+from pipeline.images.texts import Texts
 from pipeline.insight.report import Options, write_report
 
 CLASSES = tuple(f"class {number}" for number in range(10))
@@ -84,12 +85,12 @@ def make_store(folder: Path, images: int, seed: int = 0) -> FeatureStore:
     index = Index(
         recipe=RECIPE,
         segments={"last": (0, COLUMNS)},
-        paths=[f"{number:05d}.jpg" for number in range(images)],
+        paths=Texts.of(f"{number:05d}.jpg" for number in range(images)),
         digests=np.array(digests),
         sizes_mtimes=np.zeros((images, 2), np.int64),
         labels=labels,
-        splits=rng.choice(["train", "validation", "test"], images, p=[0.7, 0.15, 0.15]).tolist(),
-        groups=[""] * images,
+        splits=Texts.of(rng.choice(["train", "validation", "test"], images, p=[0.7, 0.15, 0.15]).tolist()),
+        groups=Texts.of([""] * images),
         classes=CLASSES,
         root=str(photos),
         skipped=(),

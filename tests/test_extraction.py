@@ -1,19 +1,25 @@
 """Stage 1 with the fake encoder: order, resume, increment, skips, kills; and with real networks."""
 
+import contextlib
 import os
+import resource
 import shutil
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import paint
 from fake import Factory
+from hypothesis import given
+from hypothesis import strategies as st
 
 import pipeline.features.extraction as extraction
 from pipeline.errors import IntegrityError, LockedError, ManifestError, RecipeMismatchError, StoreError, UsageError
 from pipeline.features.engines import Speed
 from pipeline.features.extraction import ahead, extract, fill_store, locked
+from pipeline.features.plan import Digests
 from pipeline.images.manifest import Manifest
 
 
@@ -218,6 +224,8 @@ def test_wrong_options(photos, tmp_path):
         run(photos, tmp_path / "f.h5", dtype="float8")
     with pytest.raises(UsageError, match=r"workers 0 is too few"):
         extract(photos, tmp_path / "f.h5", weights="random", speed=Speed(workers=0))
+    with pytest.raises(UsageError, match=r"the manifest has no images; give at least one"):
+        run(Manifest(photos, (), (), (), (), ()), tmp_path / "f.h5")
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match=r"cannot make the folder .*file/sub: Not a directory; choose another --out"):
         run(photos, tmp_path / "file" / "sub" / "f.h5")
@@ -267,6 +275,65 @@ def test_an_interrupted_run_goes_on(photos, tmp_path, monkeypatch):
             assert store.index.same_content(whole.index)
             np.testing.assert_array_equal(store.features, whole.features)
     assert out.read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_more_parts_than_a_process_may_have_open_files(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(extraction, "block_rows", lambda dim: 1)
+    for i in range(60):
+        paint(photos / "ant" / f"1{i:02d}.png", (100 + i, 100 + i, 7))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 30, limits[1]))
+    try:
+        with pytest.raises(StopError):
+            run(photos, tmp_path / "f.h5", Factory(1), progress=stopping_after(70))
+        assert len(list((tmp_path / "f.h5.parts").iterdir())) > 30
+        with run(photos, tmp_path / "f.h5") as store:
+            assert len(store) == 75
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_an_image_costs_few_bytes_of_memory(tmp_path, monkeypatch):
+    """First, again, and with some new: what grows with the number of images, decoding and the network aside."""
+    pixels = np.zeros((1, 8, 8, 3), np.uint8)
+    monkeypatch.setattr(extraction, "Decoders", lambda _: contextlib.nullcontext(lambda *_: pixels))
+    monkeypatch.setattr(extraction, "block_rows", lambda dim: 200)
+
+    def peaks(images):
+        folder, out = tmp_path / str(images), tmp_path / f"{images}.h5"
+        (folder / "ant").mkdir(parents=True)
+        for start, stop in ((0, images), (images, images), (images, images + images // 50)):
+            for number in range(start, stop):
+                (folder / "ant" / f"photograph_{number:06d}.jpg").write_text(str(number))
+            tracemalloc.start()
+            run_quietly(folder, out)
+            yield tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+
+    def run_quietly(folder, out):
+        factory = Factory(64)
+        fill_store(Manifest.read(folder), out, factory.recipe, make_encoder=factory).close()
+
+    list(peaks(50))  # imports and caches
+    few, many = list(peaks(1000)), list(peaks(5000))
+    growth = [(more - less) / 4000 for less, more in zip(few, many, strict=True)]
+    assert max(growth) < 300, growth  # at a million rows 220, because blocks of texts are no larger then
+
+
+@given(
+    digests=st.lists(st.binary(min_size=2, max_size=2), max_size=20),
+    wanted=st.binary(min_size=2, max_size=2),
+    cut=st.integers(0, 20),
+)
+def test_digests_are_found_as_in_a_dictionary(digests, wanted, cut):
+    """Also those that end in zeros."""
+    sources = [
+        np.frombuffer(b"".join(each.ljust(32, b"\0") for each in part), np.uint8).reshape(-1, 32)
+        for part in (digests[:cut], digests[cut:])
+    ]
+    last = {each: (row >= cut, row - cut * (row >= cut)) for row, each in enumerate(digests)}
+    for each in (wanted, *digests):
+        assert Digests(sources).find(each.ljust(32, b"\0")) == last.get(each)
 
 
 def test_parts_of_another_recipe_are_refused_not_mixed(photos, tmp_path):

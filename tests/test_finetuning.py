@@ -366,7 +366,7 @@ def test_photographs_that_are_gone_or_changed(start, small, tmp_path):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     for number in range(5):
         shutil.copy(photos / "test" / "flat" / f"{number}.png", photos / "validation" / "steep" / f"{number}.png")
-    with pytest.raises(TrainingError, match=r"maps after conv_pw_10_relu lead to other probabilities than the stored vectors do"):
+    with pytest.raises(TrainingError, match="maps after conv_pw_10_relu lead to other probabilities than the"):
         tune()
     shutil.rmtree(photos / "validation")
     (tmp_path / "t.maps.h5").unlink()

@@ -34,6 +34,7 @@ from pipeline.heads.search import AUTO
 from pipeline.heads.training import asked_of, train_head, training_data_of
 from pipeline.heads.trust import Trust
 from pipeline.images.manifest import Manifest
+from pipeline.images.texts import Positions, Texts
 from pipeline.images.views import ONE, parse_views
 
 Progress = Callable[[int, int], None]
@@ -250,11 +251,11 @@ def _manifest_of(data: TrainingData) -> Manifest:
     """Return the images of a training, in the splits that they had there."""
     return Manifest(
         root=Path(data.stores[0].index.root),
-        paths=data.paths,
+        paths=Texts.of(data.paths),
         labels=tuple(data.y.tolist()),
         classes=data.classes,
-        splits=tuple(data.splits.tolist()),
-        groups=tuple(data.groups.tolist()),
+        splits=Texts.of(data.splits.tolist()),
+        groups=Texts.of(data.groups.tolist()),
     )
 
 
@@ -306,8 +307,7 @@ def _soft_head(data: TrainingData) -> Any:
 def _check_start(blocks: LastBlocks, maps: FeatureStore, head: Any, data: TrainingData) -> None:
     """Raise TrainingError unless the blocks say of feature maps what the head says of the network's vectors."""
     rows = np.flatnonzero(np.array(maps.splits) == "validation")[:_CHECKED]
-    place = {path: row for row, path in enumerate(data.paths)}
-    vectors = data.X[[place[maps.paths[row]] for row in rows.tolist()], 0]
+    vectors = data.X[Positions(Texts.of(data.paths)).find(Texts.of(maps.paths[row] for row in rows)), 0]
     own = maps.take(rows).reshape(len(rows), maps.views, -1)[:, 0]
     if (away := np.abs(blocks.probabilities(own) - head.predict_proba(vectors)).max()) > _TOLERANCE:
         raise TrainingError(

@@ -1,7 +1,8 @@
 """Stage 1: a manifest of images to a feature store, resumed where it was killed, only what is new.
 
 Decoding runs ahead of the convnet in threads; vectors are committed in parts; the finished file
-replaces the old one in one rename. Memory holds one part and a few batches, never all vectors.
+replaces the old one in one rename. Memory holds one part and a few batches, never all vectors, and of each image
+its path and some numbers in arrays (`pipeline.images.texts`), about 200 bytes.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -22,11 +23,12 @@ from numpy.typing import NDArray
 
 from pipeline.errors import LockedError, StoreError, UsageError, closest, count_of, installed_versions
 from pipeline.features.engines import Encoder, Speed, make_encoder
-from pipeline.features.plan import Found, Fresh, Parts, Plan
+from pipeline.features.plan import Found, Fresh, Parts, Plan, examine
 from pipeline.features.recipe import Recipe, RecipeOptions
 from pipeline.features.store import DTYPES, FeatureStore, Index, Skipped, block_rows, write_store
 from pipeline.images.isolation import Decoders
 from pipeline.images.manifest import Manifest
+from pipeline.images.texts import Texts
 from pipeline.images.views import load_views, parse_views
 
 PART_SECONDS = 20.0  # a killed run loses at most what came in since the last part
@@ -143,6 +145,8 @@ def fill_store(
     """
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r} is unknown; {closest(dtype, DTYPES)}")
+    if not len(manifest):
+        raise UsageError("the manifest has no images; give at least one")
     started = time.monotonic()
     target = Path(out)
     if not target.name:
@@ -157,11 +161,14 @@ def fill_store(
             plan = Plan(manifest, parts)
             _check_same_images(plan, target)
             extracted = _run(plan, parts, make_encoder, threads, progress)
-            _assemble(plan, parts, target, dtype)
+            written = _assemble(plan, parts, target, dtype)
+            store = None if written else parts.release()
+            dropped = plan.dropped
+            del plan  # before the file that was written is opened
         finally:
             parts.close()
         parts.remove()
-    store = FeatureStore(target)
+    store = FeatureStore(target) if store is None else store
     seconds = time.monotonic() - started
     reasons: dict[str, int] = {}
     for row in store.index.skipped:
@@ -173,7 +180,7 @@ def fill_store(
         extracted=extracted,
         reused=len(store) - extracted,
         skipped=len(store.index.skipped),
-        dropped=plan.dropped,
+        dropped=dropped,
         left_out=dict(manifest.left_out),
         seconds=round(seconds, 3),
         images_per_second=round(extracted / seconds, 1),
@@ -220,8 +227,11 @@ def _run(
     progress: Progress | None,
 ) -> int:
     """Send what is to do through the encoder, part by part; return how many images were."""
-    todo = plan.todo()
-    done = len(plan.manifest) - len(todo)
+    todo, manifest = plan.todo(), plan.manifest
+    if not len(todo):
+        return 0
+    known = parts.digests()
+    done = len(manifest) - len(todo)
     views = parse_views(parts.recipe.views).count
     window = decode_window(parts.recipe.size, threads, views)
     writer: PartWriter | None = None
@@ -229,9 +239,14 @@ def _run(
     def batches() -> Iterator[tuple[Encoder, Batch]]:
         nonlocal writer, done
         batch: Batch = []
-        for image, result in ahead(decoders, todo, lambda image: plan.examine(image, parts.recipe, decode), window):
+        for image, result in ahead(
+            decoders,
+            map(int, todo),
+            lambda image: examine(manifest.path_of(image), known, parts.recipe, decode),
+            window,
+        ):
             if isinstance(result, Found):
-                plan.found[image] = result
+                plan.settle(image, result)
             else:
                 # Made late: files that were only touched, or cannot be read, need no network.
                 writer = writer or PartWriter(plan, parts, make_encoder())
@@ -241,7 +256,7 @@ def _run(
                     batch = []
             done += 1
             if progress:
-                progress(done, len(plan.manifest))
+                progress(done, len(manifest))
         if writer and batch:
             yield writer.encoder, batch
 
@@ -318,7 +333,7 @@ class PartWriter:
                 self._rows.append((image, fresh._replace(pixels=_NO_PIXELS)))
                 self._vectors.append(vector)
             else:
-                self.plan.found[image] = Found(fresh.stamp, reason="not-finite: the network gave no finite vector")
+                self.plan.settle(image, Found(fresh.stamp, reason="not-finite: the network gave no finite vector"))
         overdue = time.monotonic() - self._since > PART_SECONDS
         if len(self._rows) >= block_rows(vectors[0].size) or overdue:
             self.commit()
@@ -332,28 +347,20 @@ class PartWriter:
         index = Index(
             recipe=self.encoder.recipe,
             segments=self.encoder.segments,
-            paths=[paths[image] for image, _ in self._rows],
-            digests=_digests([fresh.digest for _, fresh in self._rows]),
-            sizes_mtimes=_stamps([fresh.stamp for _, fresh in self._rows]),
+            paths=Texts.of(paths[image] for image, _ in self._rows),
+            digests=np.frombuffer(b"".join(fresh.digest for _, fresh in self._rows), np.uint8).reshape(-1, 32),
+            sizes_mtimes=np.array([fresh.stamp for _, fresh in self._rows], np.int64),
             labels=np.full(count, -1, np.int32),
-            splits=[""] * count,
-            groups=[""] * count,
+            splits=Texts.of([""] * count),
+            groups=Texts.of([""] * count),
             created_with=_versions(self.encoder.name),
         )
         number = self.parts.commit(index, np.array(self._vectors, np.float32))
         for row, (image, fresh) in enumerate(self._rows):
-            self.plan.found[image] = Found(fresh.stamp, number, row)
+            self.plan.settle(image, Found(fresh.stamp, number, row))
         self.extracted += count
         self._rows, self._vectors = [], []
         self._since = time.monotonic()
-
-
-def _digests(digests: list[bytes]) -> NDArray[np.uint8]:
-    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
-
-
-def _stamps(stamps: list[tuple[int, int]]) -> NDArray[np.int64]:
-    return np.array(stamps, np.int64).reshape(-1, 2)
 
 
 def _versions(engine: str) -> dict[str, str]:
@@ -361,56 +368,71 @@ def _versions(engine: str) -> dict[str, str]:
     return {"engine": engine, **installed_versions(*names)}
 
 
-def _assemble(plan: Plan, parts: Parts, target: Path, dtype: str) -> None:
-    """Write the finished file from its sources, in the manifest's order, unless it is as it should be."""
+def _assemble(plan: Plan, parts: Parts, target: Path, dtype: str) -> bool:
+    """Write the finished file from its sources, in the manifest's order; return False if it is as it should be."""
     manifest = plan.manifest
-    found = [each for each in plan.found if each is not None]
-    if len(found) != len(manifest):
-        raise AssertionError(f"{len(manifest) - len(found)} images are unaccounted for")
-    kept = [image for image, each in enumerate(found) if each.source >= 0]
+    if missing := len(plan.todo()):
+        raise AssertionError(f"{missing} images are unaccounted for")
     if not parts.sources:
-        example = found[0].reason
         raise StoreError(
-            f"none of the {len(found)} images could be read (the first: {example}), so {target} was not written;"
-            " check the folder"
+            f"none of the {len(manifest)} images could be read (the first: {plan.reasons[0]}), so {target} was not"
+            " written; check the folder"
         )
-    latest = parts.sources[-1].index
+    kept = np.flatnonzero(plan.sources >= 0)
+    with parts.opened(len(parts.sources) - 1) as latest:
+        example = latest.index
+    step = block_rows(math.prod(example.row_shape))
     index = Index(
-        recipe=parts.recipe if parts.recipe.weights_sha256 else latest.recipe,
-        segments=latest.segments,
-        paths=[manifest.paths[image] for image in kept],
-        digests=_gather_digests(parts, [found[image] for image in kept]),
-        sizes_mtimes=_stamps([found[image].stamp for image in kept]),
-        labels=np.array([manifest.labels[image] for image in kept], np.int32),
-        splits=[manifest.splits[image] for image in kept],
-        groups=[manifest.groups[image] for image in kept],
+        recipe=parts.recipe if parts.recipe.weights_sha256 else example.recipe,
+        segments=example.segments,
+        paths=manifest.paths.take(kept),
+        digests=_digests(plan, parts, kept, step),
+        sizes_mtimes=plan.stamps[kept],
+        labels=np.array(manifest.labels, np.int32)[kept],
+        splits=manifest.splits.take(kept),
+        groups=manifest.groups.take(kept),
         classes=manifest.classes,
         root=os.fspath(manifest.root),
         skipped=tuple(
-            Skipped(manifest.paths[image], each.reason, *each.stamp)
-            for image, each in enumerate(found)
-            if each.source < 0
+            Skipped(manifest.paths[image], reason, *plan.stamps[image].tolist())
+            for image, reason in sorted(plan.reasons.items())
         ),
-        created_with=latest.created_with,
+        created_with=example.created_with,
     )
     if parts.finished and len(parts.sources) == 1 and parts.finished.index.same_content(index):
-        return
-    write_store(target, index, _gather(parts, [found[image] for image in kept]), dtype)
+        return False
+    write_store(target, index, _gather(plan, parts, kept, step, FeatureStore.take), dtype)
+    return True
 
 
-def _gather_digests(parts: Parts, rows: list[Found]) -> NDArray[np.uint8]:
-    return _digests([parts.sources[row.source].index.digests[row.row].tobytes() for row in rows])
+def _digests(plan: Plan, parts: Parts, images: NDArray[np.int64], step: int) -> NDArray[np.uint8]:
+    """Return the digests of the rows of some images, shape (n, 32)."""
+    finished = parts.finished if len(parts.sources) == 1 else None
+    if finished and np.array_equal(plan.rows[images], np.arange(len(finished))):
+        return finished.index.digests  # all rows are where they were
+    digests = np.empty((len(images), 32), np.uint8)
+    blocks = _gather(plan, parts, images, step, lambda store, rows: store.index.digests[rows])
+    for start, block in zip(range(0, len(images), step), blocks, strict=True):
+        digests[start : start + step] = block
+    return digests
 
 
-def _gather(parts: Parts, rows: list[Found]) -> Iterator[NDArray[np.float32]]:
-    shape = parts.sources[-1].shape[1:]
-    step = block_rows(math.prod(shape))
-    for start in range(0, len(rows), step):
-        block = rows[start : start + step]
-        sources = np.array([row.source for row in block])
-        numbers = np.array([row.row for row in block])
-        vectors = np.empty((len(block), *shape), np.float32)
-        for source in np.unique(sources):
-            mine = np.flatnonzero(sources == source)
-            vectors[mine] = parts.sources[source].take(numbers[mine])
-        yield vectors
+def _gather(
+    plan: Plan,
+    parts: Parts,
+    images: NDArray[np.int64],
+    step: int,
+    read: Callable[[FeatureStore, NDArray[np.integer]], NDArray[Any]],
+) -> Iterator[NDArray[Any]]:
+    """Read something of each image from where it is stored, in blocks of `step` images."""
+    for start in range(0, len(images), step):
+        block = images[start : start + step]
+        sources, rows = plan.sources[block], plan.rows[block]
+        values = []
+        for source in np.unique(sources).tolist():
+            with parts.opened(source) as store:
+                values.append(read(store, rows[sources == source]))
+        by_source = np.concatenate(values)
+        ordered = np.empty_like(by_source)
+        ordered[np.argsort(sources, kind="stable")] = by_source
+        yield ordered

@@ -7,7 +7,7 @@ are the same), every string has a fixed length (variable-length ones live in a h
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -15,10 +15,13 @@ import h5py
 import numpy as np
 
 from pipeline.errors import IntegrityError, StoreError
+from pipeline.images import texts
+from pipeline.images.texts import Texts
 
 File = h5py.File
 Dataset = h5py.Dataset
 _CHUNK_BYTES = 256 << 10
+_BLOCK_BYTES = 4 << 20  # of texts at fixed length, at a time
 _MAX_DEFLATE = 1100  # zlib cannot expand further; more is a forged shape
 
 T = TypeVar("T")
@@ -163,25 +166,31 @@ def create(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any, level
     )
 
 
-def write_strings(file: h5py.File, name: str, texts: Sequence[str]) -> None:
+def write_strings(file: h5py.File, name: str, texts: Texts) -> None:
     """Write texts as a dataset of fixed-length UTF-8."""
-    encoded = [encode(text) for text in texts]
-    length = max(map(len, encoded), default=1) or 1
-    dtype = h5py.string_dtype("utf-8", length)
-    dataset = create(file, name, (len(encoded),), dtype)
-    if encoded:
-        dataset[...] = np.array(encoded, dtype)
+    length = int(texts.lengths().max(initial=1))
+    dataset = create(file, name, (len(texts),), h5py.string_dtype("utf-8", length))
+    raws = texts.raws()
+    for block in _blocks(dataset):
+        dataset[block] = np.fromiter(raws, dataset.dtype, block.stop - block.start)
 
 
 def write_attribute(file: h5py.File, name: str, text: str) -> None:
     """Write a text of fixed length."""
-    encoded = np.bytes_(encode(text))
+    encoded = np.bytes_(texts.encode(text))
     file.attrs.create(name, encoded, dtype=h5py.string_dtype("utf-8", max(1, len(encoded))))
 
 
-def read_strings(file: h5py.File, name: str) -> list[str]:
+def read_strings(file: h5py.File, name: str) -> Texts:
     """Read what `write_strings` wrote."""
-    return [decode(raw) for raw in plain_dataset(file, name, "S", 1)[...].tolist()]
+    dataset = plain_dataset(file, name, "S", 1)
+    return Texts.of_bytes(raw for block in _blocks(dataset) for raw in dataset[block].tolist())
+
+
+def _blocks(dataset: h5py.Dataset) -> Iterator[slice]:
+    """Cut a dataset along its chunks: all of it at fixed length would take as much for each text as for the longest."""
+    step = dataset.chunks[0] * max(1, _BLOCK_BYTES // (dataset.chunks[0] * max(1, dataset.dtype.itemsize)))
+    return (slice(start, min(start + step, len(dataset))) for start in range(0, len(dataset), step))
 
 
 def plain_dataset(file: h5py.File, name: str, kinds: str, rank: int) -> h5py.Dataset:
@@ -206,11 +215,6 @@ def plain_dataset(file: h5py.File, name: str, kinds: str, rank: int) -> h5py.Dat
     return node
 
 
-def encode(text: str) -> bytes:
-    """Return a text as UTF-8; surrogate escapes become the bytes that they stand for."""
-    return text.encode("utf-8", "surrogateescape")
-
-
 def decode(raw: Any) -> str:
-    """Return what `encode` was given."""
-    return raw if isinstance(raw, str) else bytes(raw).decode("utf-8", "surrogateescape")
+    """Return the text of an attribute, however h5py gives it."""
+    return raw if isinstance(raw, str) else texts.decode(bytes(raw))

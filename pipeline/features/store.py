@@ -10,7 +10,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pipeline.errors import IntegrityError, StoreError
 from pipeline.features import hdf5
 from pipeline.features.recipe import Recipe
+from pipeline.images.texts import Positions, Texts
 from pipeline.images.views import parse_views
 
 FORMAT = "twostage-features"
@@ -49,7 +50,7 @@ class Index:
     recipe : Recipe
     segments : dict of str to (int, int)
         Columns ``[start, stop)`` of each layer.
-    paths : sequence of str
+    paths : Texts, or any sequence of str, which becomes one
         Relative to `root`, POSIX; names that are not UTF-8 use Python's surrogate escapes.
     digests : ndarray of uint8, shape (n, 32)
         SHA-256 of the bytes that were decoded.
@@ -57,7 +58,7 @@ class Index:
         File size in bytes and modification time in nanoseconds.
     labels : ndarray of int32, shape (n,)
         Index into `classes`, -1 without a label.
-    splits, groups : sequence of str
+    splits, groups : Texts, or any sequence of str, which becomes one
         Empty where there is none.
     classes : tuple of str
         Sorted names.
@@ -71,16 +72,20 @@ class Index:
 
     recipe: Recipe
     segments: dict[str, tuple[int, int]]
-    paths: Sequence[str]
+    paths: Texts
     digests: NDArray[np.uint8]
     sizes_mtimes: NDArray[np.int64]
     labels: NDArray[np.int32]
-    splits: Sequence[str]
-    groups: Sequence[str]
+    splits: Texts
+    groups: Texts
     classes: tuple[str, ...] = ()
     root: str = ""
     skipped: tuple[Skipped, ...] = ()
     created_with: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("paths", "splits", "groups"):
+            object.__setattr__(self, name, Texts.of(getattr(self, name)))
 
     @property
     def dim(self) -> int:
@@ -99,11 +104,9 @@ class Index:
             self.recipe == other.recipe
             and self.segments == other.segments
             and (self.root, self.classes, self.skipped) == (other.root, other.classes, other.skipped)
-            and list(self.paths) == list(other.paths)
-            and list(self.splits) == list(other.splits)
-            and list(self.groups) == list(other.groups)
+            and (self.paths, self.splits, self.groups) == (other.paths, other.splits, other.groups)
             and np.array_equal(self.labels, other.labels)
-            and np.array_equal(self.digests, other.digests)
+            and (self.digests is other.digests or np.array_equal(self.digests, other.digests))
             and np.array_equal(self.sizes_mtimes, other.sizes_mtimes)
         )
 
@@ -203,7 +206,7 @@ class FeatureStore:
         return self.index.recipe.near(self.path.parent)
 
     @property
-    def paths(self) -> Sequence[str]:
+    def paths(self) -> Texts:
         """Path of each row, relative to the root."""
         return self.index.paths
 
@@ -218,7 +221,7 @@ class FeatureStore:
         return self.index.classes
 
     @property
-    def splits(self) -> Sequence[str]:
+    def splits(self) -> Texts:
         """Split of each row, empty where there is none."""
         return self.index.splits
 
@@ -228,9 +231,9 @@ class FeatureStore:
         return {row.path: row.reason for row in self.index.skipped}
 
     @cached_property
-    def positions(self) -> dict[str, int]:
+    def positions(self) -> Positions:
         """Row of each path."""
-        return {path: row for row, path in enumerate(self.paths)}
+        return Positions(self.index.paths)
 
     @property
     def features(self) -> NDArray[np.float32]:
@@ -248,7 +251,7 @@ class FeatureStore:
         with hdf5.guard(self.path):
             return np.asarray(self._features[start:stop], np.float32)
 
-    def take(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    def take(self, rows: NDArray[np.integer]) -> NDArray[np.float32]:
         """Return the vectors of any rows, in the order given, as float32, shaped as `features`."""
         taken = np.empty((len(rows), *self.shape[1:]), np.float32)
         order = np.argsort(rows, kind="stable")
@@ -419,8 +422,8 @@ def _fill(file: hdf5.File, index: Index, vectors: Iterable[NDArray[np.float32]],
     for name in ("labels", "digests", "sizes_mtimes"):
         array = getattr(index, name)
         hdf5.create(file, name, array.shape, array.dtype)[...] = array
-    hdf5.write_strings(file, "skipped/paths", [row.path for row in index.skipped])
-    hdf5.write_strings(file, "skipped/reasons", [row.reason for row in index.skipped])
+    hdf5.write_strings(file, "skipped/paths", Texts.of(row.path for row in index.skipped))
+    hdf5.write_strings(file, "skipped/reasons", Texts.of(row.reason for row in index.skipped))
     tried = np.array([[row.size, row.mtime_ns] for row in index.skipped], np.int64).reshape(-1, 2)
     hdf5.create(file, "skipped/sizes_mtimes", tried.shape, tried.dtype)[...] = tried
     attributes = {
@@ -484,7 +487,7 @@ def _check_consistency(features: hdf5.Dataset, index: Index) -> None:
     }
     if set(lengths.values()) != {count}:
         raise IntegrityError(f"{count} vectors, but {lengths}")
-    if len(set(index.paths)) != count:
+    if Positions(index.paths).repeated():
         raise IntegrityError("a path occurs twice")
     if count and not -1 <= index.labels.min() <= index.labels.max() < len(index.classes):
         raise IntegrityError(

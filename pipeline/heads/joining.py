@@ -16,6 +16,7 @@ from pipeline.features.neighbours import equal, join_groups, near_duplicates
 from pipeline.features.store import FeatureStore
 from pipeline.images.findings import Finding, excluded_paths, with_known_paths
 from pipeline.images.splits import draw_splits
+from pipeline.images.texts import Texts
 
 Features = FeatureStore | str | os.PathLike[str]
 
@@ -62,7 +63,7 @@ class TrainingData:
     def content(self) -> str:
         """SHA-256 in hexadecimal of the digests of all images, whatever their order and names."""
         first = self.stores[0]
-        digests = first.index.digests[[first.positions[path] for path in self.paths]]
+        digests = first.index.digests[first.positions.find(Texts.of(self.paths))]
         return hashlib.sha256(b"".join(sorted(row.tobytes() for row in digests))).hexdigest()
 
 
@@ -182,7 +183,9 @@ def _vectors(store: FeatureStore, rows: NDArray[np.int64]) -> NDArray[np.float32
 def _joined_rows(stores: Sequence[FeatureStore], notes: list[str]) -> list[NDArray[np.int64]]:
     """Return, for each store, the rows of the images that all have, in the order of the first."""
     first = stores[0]
-    common = [path for path in first.paths if all(path in store.positions for store in stores[1:])]
+    found = [np.arange(len(first)), *(store.positions.find(first.paths) for store in stores[1:])]
+    common = np.flatnonzero((np.array(found) >= 0).all(axis=0))
+    joined = [rows[common] for rows in found]
     for store in stores[1:]:
         if store.classes != first.classes:
             raise TrainingError(
@@ -194,16 +197,15 @@ def _joined_rows(stores: Sequence[FeatureStore], notes: list[str]) -> list[NDArr
                 f"{store.path} has the views {views!r}, {first.path} has {first.recipe.views!r}; extract both with the"
                 " same --views"
             )
-    if not common:
+    if not len(common):
         raise TrainingError(
             f"{', '.join(str(s.path) for s in stores)} have no image in common; extract the same folder"
         )
-    joined = [np.array([store.positions[path] for path in common], np.int64) for store in stores]
     for store, rows in zip(stores, joined, strict=True):
         same = (store.index.digests[rows] == first.index.digests[joined[0]]).all(axis=1)
         same &= store.labels[rows] == first.labels[joined[0]]
         if not same.all():
-            example = common[int(np.flatnonzero(~same)[0])]
+            example = first.paths[common[~same][0]]
             raise TrainingError(
                 f"{example!r} has other content or another label in {store.path} than in {first.path};"
                 " extract both anew from the same folder"

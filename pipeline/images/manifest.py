@@ -1,20 +1,24 @@
 """Which images, in which order, with which label, split and group.
 
 >>> manifest = Manifest.from_paths(["b.jpg", "a.jpg"])
->>> manifest.paths, manifest.labels
-(('b.jpg', 'a.jpg'), (-1, -1))
+>>> list(manifest.paths), manifest.labels
+(['b.jpg', 'a.jpg'], (-1, -1))
 """
 
+import itertools
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from pipeline.errors import ManifestError
-from pipeline.images.scan import SPLIT_OF_FOLDER, FoundImage, Scan, find_images, nothing_found
+from pipeline.images.scan import SPLIT_OF_FOLDER, FoundFolder, Scan, find_images, nothing_found
 from pipeline.images.splits import SPLITS
 from pipeline.images.tables import READERS, Row
+from pipeline.images.texts import Positions, Texts, encode
 
 __all__ = ["Manifest"]
 
@@ -27,16 +31,16 @@ class Manifest:
     ----------
     root : pathlib.Path
         The folder that paths are relative to.
-    paths : tuple of str, length n
+    paths : Texts, or any sequence of str, which becomes one, length n
         POSIX, relative to ``root`` or absolute, unique. Bytes of a name that are not UTF-8 are
         surrogates, as `os.fsdecode` makes them.
     labels : tuple of int, length n
         Index into ``classes``; -1 without a label.
     classes : tuple of str
         Names of the classes, sorted.
-    splits : tuple of str, length n
+    splits : Texts or sequence of str, length n
         "train", "validation", "test", or "" where there is none.
-    groups : tuple of str, length n
+    groups : Texts or sequence of str, length n
         Rows of one group belong in one split; "" where there is none.
     left_out : mapping of str to int
         What was passed over while a folder was read: how many, by kind.
@@ -53,14 +57,16 @@ class Manifest:
     """
 
     root: Path
-    paths: tuple[str, ...]
+    paths: Texts
     labels: tuple[int, ...]
     classes: tuple[str, ...]
-    splits: tuple[str, ...]
-    groups: tuple[str, ...]
+    splits: Texts
+    groups: Texts
     left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("paths", "splits", "groups"):
+            object.__setattr__(self, name, Texts.of(getattr(self, name)))
         lengths = {name: len(getattr(self, name)) for name in ("paths", "labels", "splits", "groups")}
         if len(set(lengths.values())) > 1:
             counts = ", ".join(f"{count} {name}" for name, count in lengths.items())
@@ -71,19 +77,19 @@ class Manifest:
         self._check_groups()
 
     def _check_rows(self) -> None:
-        seen: set[str] = set()
         for path, label, split in zip(self.paths, self.labels, self.splits, strict=True):
             if not path or "\0" in path:
                 raise ManifestError(f"path {path!r} names no file: give a path without NUL")
-            if path in seen:
-                raise ManifestError(f"path {path!r} is there twice: keep one of its rows")
             if not -1 <= label < len(self.classes):
                 raise ManifestError(f"label {label} of {path!r} is out of range: there are {len(self.classes)} classes")
             if split and split not in SPLITS:
                 raise ManifestError(f"unknown split {split!r} of {path!r}: use {', '.join(SPLITS)} or nothing")
-            seen.add(path)
+        if twice := Positions(self.paths).repeated():
+            raise ManifestError(f"path {self.paths[twice[1]]!r} is there twice: keep one of its rows")
 
     def _check_groups(self) -> None:
+        if not self.groups.lengths().any():
+            return
         split_of: dict[str, str] = {}
         for path, group, split in zip(self.paths, self.groups, self.splits, strict=True):
             if group and split and split_of.setdefault(group, split) != split:
@@ -170,10 +176,11 @@ class Manifest:
         >>> len(Manifest.from_paths(["a.jpg", "../b.jpg"]))
         2
         """
-        rows = [Row(number, os.fspath(path)) for number, path in enumerate(paths, start=1)]
-        if not rows:
+        rows = (Row(number, os.fspath(path)) for number, path in enumerate(paths, start=1))
+        manifest = cls._from_rows(rows, Path.cwd(), "the list of paths")
+        if not len(manifest):
             raise ManifestError("the list of paths is empty: give at least one image")
-        return cls._from_rows(rows, Path.cwd(), "the list of paths")
+        return manifest
 
     @classmethod
     def from_table(cls, path: str | os.PathLike[str]) -> "Manifest":
@@ -212,33 +219,35 @@ class Manifest:
         reader = READERS.get(table.suffix.lower())
         if not stat.S_ISREG(_mode_of(table)) or reader is None:
             raise ManifestError(f"{str(table)!r} is no table: give a folder, a .csv or a .parquet file")
-        rows = list(reader(table))
-        if not rows:
+        manifest = cls._from_rows(reader(table), table.absolute().parent, repr(str(table)))
+        if not len(manifest):
             raise ManifestError(f"{str(table)!r} has no rows: give one row for each image")
-        return cls._from_rows(rows, table.absolute().parent, repr(str(table)))
+        return manifest
 
     @classmethod
-    def _from_rows(cls, rows: Sequence["Row"], root: Path, where: str) -> "Manifest":
-        row_of: dict[str, int] = {}
-        splits = []
+    def _from_rows(cls, rows: Iterable["Row"], root: Path, where: str) -> "Manifest":
+        numbers, paths, labels, splits, groups = array("q"), [], [], [], []
         for row in rows:
             if not row.path:
                 raise ManifestError(f"row {row.number} of {where} has no path: name an image")
-            path = PurePath(row.path).as_posix()
-            if path in row_of:
-                raise ManifestError(
-                    f"rows {row_of[path]} and {row.number} of {where} have the same path {path!r}: keep one"
-                )
-            row_of[path] = row.number
             if row.split and row.split.lower() not in SPLIT_OF_FOLDER:
                 raise ManifestError(
                     f"row {row.number} of {where} has the unknown split {row.split!r}: "
                     f"use {', '.join(SPLITS)} or nothing"
                 )
+            numbers.append(row.number)
+            paths.append(encode(PurePath(row.path).as_posix()))
+            labels.append(sys.intern(row.label))  # millions of rows share a few labels
             splits.append(SPLIT_OF_FOLDER.get(row.split.lower(), ""))
-        classes, labels = _indexed(row.label for row in rows)
-        groups = tuple(row.group for row in rows)
-        return cls(root, tuple(row_of), labels, classes, tuple(splits), groups)
+            groups.append(sys.intern(row.group))
+        column = Texts.of_bytes(paths)
+        if twice := Positions(column).repeated():
+            raise ManifestError(
+                f"rows {numbers[twice[0]]} and {numbers[twice[1]]} of {where} have the same path"
+                f" {column[twice[1]]!r}: keep one"
+            )
+        classes, numbered = _indexed(labels)
+        return cls(root, column, numbered, classes, Texts.of(splits), Texts.of(groups))
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str], *, labelled: bool = True) -> "Manifest":
@@ -279,27 +288,25 @@ class Manifest:
         ...         Path(folder, name).mkdir()
         ...         Path(folder, name, "1.jpg").touch()
         ...     manifest = Manifest.from_folder(folder)
-        >>> manifest.paths, manifest.classes, manifest.labels
-        (('cat/1.jpg', 'dog/1.jpg'), ('cat', 'dog'), (0, 1))
+        >>> list(manifest.paths), manifest.classes, manifest.labels
+        (['cat/1.jpg', 'dog/1.jpg'], ('cat', 'dog'), (0, 1))
         """
         if not stat.S_ISDIR(_mode_of(folder)):
             raise ManifestError(f"{os.fspath(folder)!r} is not a folder: give the folder of the images")
         root = Path(folder).absolute()
         scan = Scan(root)
-        images = find_images(scan) if labelled else [FoundImage(path, "", "") for path in scan.images_below("")]
-        found = sorted(images, key=lambda image: os.fsencode(image.path))
-        if not found:
+        found = find_images(scan) if labelled else [FoundFolder("", scan.images_below(""))]
+        found.sort(key=lambda folder: encode(f"{folder.path}/"))  # one in turn is sorted, and none is below another
+
+        def column(name: str) -> Iterator[str]:
+            return (text for folder in found for text in itertools.repeat(getattr(folder, name), len(folder.images)))
+
+        paths = Texts.of_bytes(raw for folder in found for raw in folder.images.raws())
+        if not paths:
             raise ManifestError(nothing_found(scan))
-        classes, labels = _indexed(image.label for image in found)
-        return cls(
-            root,
-            tuple(image.path for image in found),
-            labels,
-            classes,
-            tuple(image.split for image in found),
-            ("",) * len(found),
-            scan.counts(),
-        )
+        classes, labels = _indexed(column("label"))
+        splits = Texts.of(column("split"))
+        return cls(root, paths, labels, classes, splits, Texts.of(itertools.repeat("", len(paths))), scan.counts())
 
 
 def _mode_of(path: str | os.PathLike[str]) -> int:
@@ -317,7 +324,9 @@ def _mode_of(path: str | os.PathLike[str]) -> int:
 
 def _indexed(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Sorted classes, and the index of each name in them; "" is no class."""
-    listed = list(names)
-    classes = tuple(sorted(set(listed) - {""}))
+    met: dict[str, int] = {}
+    numbers = [met.setdefault(name, len(met)) for name in names]
+    classes = tuple(sorted(met.keys() - {""}))
     index = {name: number for number, name in enumerate(classes)} | {"": -1}
-    return classes, tuple(index[name] for name in listed)
+    final = [index[name] for name in met]
+    return classes, tuple(final[number] for number in numbers)

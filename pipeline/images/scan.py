@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from pipeline.errors import ManifestError
 from pipeline.images.decode import SUFFIXES
+from pipeline.images.texts import Texts, encode
 
 SPLIT_OF_FOLDER = {
     "train": "train",
@@ -33,12 +34,13 @@ _KIND_LOOSE = "image beside the class folders"
 _KIND_BESIDE = "image beside the split folders"
 
 
-class FoundImage(NamedTuple):
-    """An image of a folder: its relative path, its class and its split, "" where there is none."""
+class FoundFolder(NamedTuple):
+    """The images below a folder, their class and their split, "" where there is none."""
 
     path: str
-    label: str
-    split: str
+    images: Texts
+    label: str = ""
+    split: str = ""
 
 
 class Scan:
@@ -53,9 +55,10 @@ class Scan:
         """Return how much was left out, by kind."""
         return {kind: count for kind, count in sorted(self.left_out.items()) if count}
 
-    def entries(self, relative: str = "") -> tuple[list[str], list[str]]:
-        """Relative paths of the folders and images right inside a folder, sorted."""
-        folders, images = [], []
+    def entries(self, relative: str = "") -> tuple[list[str], list[bytes]]:
+        """Relative paths of the folders right inside a folder, and of the images as bytes; both sorted."""
+        folders: list[str] = []
+        images: list[bytes] = []
         prefix = f"{relative}/" if relative else ""
         try:
             with os.scandir(self.root / relative) as entries:
@@ -64,7 +67,7 @@ class Scan:
                     if kind == "folder":
                         folders.append(prefix + entry.name)
                     elif kind == "image":
-                        images.append(prefix + entry.name)
+                        images.append(encode(prefix + entry.name))
                     else:
                         self.left_out[kind] += 1
         except OSError as error:
@@ -74,7 +77,7 @@ class Scan:
             # Not left out: a whole class could be gone, and an older feature file would drop its rows.
             folder = self.root / relative
             raise ManifestError(f"{str(folder)!r} cannot be read: {error.strerror}; check its permissions") from error
-        return sorted(folders), images
+        return sorted(folders), sorted(images)
 
     def _kind(self, entry: "os.DirEntry[str]") -> str:
         """Type of an entry; the folder listing knows it, only a link costs a look at its target."""
@@ -95,11 +98,11 @@ class Scan:
         self.suffixes[suffix or "no suffix"] += 1
         return _KIND_NAME
 
-    def images_below(self, folder: str) -> list[str]:
-        """All images at any depth below a folder; a link back to a folder above is a loop."""
+    def images_below(self, folder: str) -> Texts:
+        """All images at any depth below a folder, sorted by bytes; a link back to a folder above is a loop."""
         parents = ["", *(folder[:at] for at, letter in enumerate(folder) if letter == "/")] if folder else []
         waiting = [(folder, frozenset(self._identity(parent) for parent in parents))]
-        found: list[str] = []
+        found: list[bytes] = []
         while waiting:
             folder, above = waiting.pop()
             identity = self._identity(folder)
@@ -111,7 +114,8 @@ class Scan:
                 folders, images = self.entries(folder)
                 found += images
                 waiting += [(name, above | {identity}) for name in folders]
-        return found
+        found.sort()
+        return Texts.of_bytes(found)
 
     def _identity(self, relative: str) -> tuple[int, int] | None:
         try:
@@ -121,7 +125,7 @@ class Scan:
         return status.st_dev, status.st_ino
 
 
-def find_images(scan: Scan) -> list[FoundImage]:
+def find_images(scan: Scan) -> list[FoundFolder]:
     """Tell the layout from the names of the topmost folders and from where images are."""
     folders, loose = scan.entries()
     split_of = {name: SPLIT_OF_FOLDER[name.lower()] for name in folders if name.lower() in SPLIT_OF_FOLDER}
@@ -135,23 +139,29 @@ def find_images(scan: Scan) -> list[FoundImage]:
                     " validation or test, or move them away"
                 )
     if not split_of or (any(below.values()) and len(set(split_of.values())) == 1):
-        return _labelled(scan, below | {name: scan.images_below(name) for name in split_of}, loose, "")
+        below |= {name: scan.images_below(name) for name in split_of}
+        return _labelled(scan, below, FoundFolder("", Texts.of_bytes(loose)))
     scan.left_out[_KIND_EMPTY] += sum(not images for images in below.values())
     scan.left_out[_KIND_BESIDE] += len(loose) + sum(map(len, below.values()))
     found = []
     for folder, split in split_of.items():
         folders, loose = scan.entries(folder)
-        found += _labelled(scan, {name: scan.images_below(name) for name in folders}, loose, split)
+        below = {name: scan.images_below(name) for name in folders}
+        found += _labelled(scan, below, FoundFolder(folder, Texts.of_bytes(loose), split=split))
     return found
 
 
-def _labelled(scan: Scan, below: Mapping[str, list[str]], loose: list[str], split: str) -> list[FoundImage]:
+def _labelled(scan: Scan, below: Mapping[str, Texts], loose: FoundFolder) -> list[FoundFolder]:
     """Label images by the folder they are below; loose ones count only where there is no such folder."""
-    scan.left_out[_KIND_EMPTY] += sum(not images for images in below.values())
-    found = [FoundImage(path, PurePosixPath(folder).name, split) for folder, images in below.items() for path in images]
+    found = [
+        FoundFolder(folder, images, PurePosixPath(folder).name, loose.split)
+        for folder, images in below.items()
+        if images
+    ]
+    scan.left_out[_KIND_EMPTY] += len(below) - len(found)
     if not found:
-        return [FoundImage(path, "", split) for path in loose]
-    scan.left_out[_KIND_LOOSE] += len(loose)
+        return [loose]
+    scan.left_out[_KIND_LOOSE] += len(loose.images)
     return found
 
 

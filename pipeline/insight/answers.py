@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pipeline.features.store import FeatureStore
 from pipeline.heads.bundle import Bundle
 from pipeline.heads.training import training_data_of
+from pipeline.images.texts import Texts
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,6 @@ class Answers:
         data = training_data_of(bundle, features)
         own = np.ascontiguousarray(data.X[:, 0])  # the first view is the image itself
         asked = data.X if bundle.average_views else own
-        positions = data.stores[0].positions
-        rows = np.array([positions[path] for path in data.paths], np.int64)
+        rows = data.stores[0].positions.find(Texts.of(data.paths))
         proba = np.concatenate([bundle.probabilities(asked[at : at + 4096]) for at in range(0, len(asked), 4096)])
         return cls(data.stores, rows, own, data.y, np.asarray(data.splits), proba)
