@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.deploy.finetuning import Tuning, fine_tune
     from pipeline.errors import ImageError, IntegrityError, PipelineError
     from pipeline.features.backbones import BACKBONES, Backbone
     from pipeline.features.engines import Speed
@@ -45,8 +46,10 @@ _HOMES = {
     "Speed": "features.engines",
     "Summary": "features.extraction",
     "Trust": "heads.trust",
+    "Tuning": "deploy.finetuning",
     "compare": "heads.comparison",
     "extract": "features.extraction",
+    "fine_tune": "deploy.finetuning",
     "predict": "prediction",
     "train_head": "heads.training",
     "train_multi_label": "heads.multilabel_training",
@@ -71,8 +74,10 @@ __all__ = [
     "Speed",
     "Summary",
     "Trust",
+    "Tuning",
     "compare",
     "extract",
+    "fine_tune",
     "predict",
     "train_head",
     "train_multi_label",

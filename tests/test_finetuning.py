@@ -231,11 +231,12 @@ def test_an_interrupted_tuning_keeps_its_maps(start, tmp_path, monkeypatch):
     def tune():
         fine_tune(start / "b.bundle", tmp_path / "t.bundle", tuning=QUICK, speed=KERAS)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(finetuning, "_train", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            tune()
-    assert [path.name for path in tmp_path.iterdir()] == ["t.maps.h5"]
+    for step, left in (("_train", ["t.maps.h5"]), ("train_head", ["t.h5", "t.maps.h5", "t.weights.h5"])):
+        with monkeypatch.context() as patch:
+            patch.setattr(finetuning, step, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                tune()
+        assert sorted(path.name for path in tmp_path.iterdir()) == left
     fills = []
     fill = finetuning.fill_store
 

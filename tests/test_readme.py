@@ -1,5 +1,6 @@
 """The README is run: its Python blocks, its commands, its tables of options, heads and exit codes."""
 
+import dataclasses
 import re
 import shlex
 import shutil
@@ -11,6 +12,7 @@ from click.testing import CliRunner
 from conftest import paint
 
 from pipeline import cli
+from pipeline.deploy import finetuning
 from pipeline.features.backbones import BACKBONES
 from pipeline.heads.classifiers import HEADS
 
@@ -19,6 +21,31 @@ TEXT = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"(?:<!-- command: (\w+) -->\n)?```(\w+)\n(.*?)```", TEXT, re.DOTALL)
 PYTHON = [body for _, kind, body in BLOCKS if kind == "python"]
 LINES = [line for name, kind, body in BLOCKS if kind == "sh" and not name for line in body.splitlines()]
+
+
+class FakeBlocks:
+    """Last blocks that hand on what comes in, and learn nothing."""
+
+    def __init__(self, recipe, after, seed):
+        self.recipe, self.after, self.count = recipe, after or "last", 0
+
+    def input_recipe(self, views):
+        return dataclasses.replace(self.recipe, views=views)
+
+    def attach(self, head, learning_rate):
+        self.probabilities = head.predict_proba
+
+    def step(self, maps, targets, *, first):
+        return {"loss": 1.0, "accuracy": 1.0}
+
+    def weights(self):
+        return []
+
+    def restore(self, weights):
+        assert weights == []
+
+    def save(self, path):
+        path.write_bytes(b"tuned")
 
 
 @pytest.fixture
@@ -36,6 +63,7 @@ def workplace(photos, tmp_path, monkeypatch, fake_engine):
     (tmp_path / "inception_v3_notop.h5").write_bytes(b"weights")
     (tmp_path / "any.h5").write_bytes(b"imagenet")
     monkeypatch.setattr(recipes, "imagenet_file", lambda *_: tmp_path / "any.h5")
+    monkeypatch.setattr(finetuning, "LastBlocks", FakeBlocks)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

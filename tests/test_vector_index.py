@@ -115,7 +115,7 @@ def test_one_process_makes_it(tmp_path):
 def test_without_its_package_it_says_what_to_install(tmp_path, monkeypatch):
     store = store_of(tmp_path / "f.h5", clusters(50))
     monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(PipelineError, match="needs the package faiss; pip install faiss-cpu, or search without"):
+    with pytest.raises(PipelineError, match=r"needs the package faiss; run: pip install twostage-features\[index\]"):
         VectorIndex.of(store)
     assert not index_path(store).exists()
 

@@ -113,7 +113,7 @@ class Places:
         for path in (self.bundle, self.features, self.weights):
             if any(path.exists() and each.exists() and path.samefile(each) for each in inputs):
                 raise UsageError(f"{path} is what the tuning starts from; choose another --out")
-            if path.exists() and not overwrite:
+            if path.exists() and not overwrite and not self.maps.exists():  # else a tuning was interrupted here
                 raise UsageError(f"{path} is already there; choose another --out or give --overwrite")
 
 

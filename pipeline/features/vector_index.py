@@ -103,7 +103,7 @@ def _faiss() -> Any:
         import faiss
     except ImportError as error:
         raise PipelineError(
-            "an index needs the package faiss; pip install faiss-cpu, or search without an index"
+            "an index needs the package faiss; run: pip install twostage-features[index], or search without an index"
         ) from error
     return faiss
 
