@@ -13,18 +13,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
-from attacks.fake import RECIPE
-from numpy.typing import NDArray
-from PIL import Image
 
-from pipeline import FeatureStore, train_head
-from pipeline.features.store import Index, write_store
-from pipeline.images.texts import Texts
-from pipeline.insight.report import Options, write_report
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from pipeline import FeatureStore
 
 CLASSES = tuple(f"class {number}" for number in range(10))
 COLUMNS = 64
@@ -61,8 +57,11 @@ requestAnimationFrame(function frame() {
 """
 
 
-def paint(rng: np.random.Generator) -> Image.Image:
+def paint(rng: Any) -> "Image.Image":
     """Paint something as rich as a photograph in small: soft colours, an object, some grain."""
+    import numpy as np
+    from PIL import Image
+
     soft = Image.fromarray(rng.integers(0, 256, (4, 3, 3), np.uint8)).resize((72, 96), Image.Resampling.BICUBIC)
     left, top, width, height = rng.integers([5, 5, 20, 30], [30, 40, 40, 50]).tolist()
     soft.paste(tuple(rng.integers(0, 256, 3).tolist()), (left, top, left + width, top + height))
@@ -70,8 +69,15 @@ def paint(rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(np.clip(np.asarray(soft) + grain, 0, 255).astype(np.uint8))
 
 
-def make_store(folder: Path, images: int, seed: int = 0) -> FeatureStore:
+def make_store(folder: Path, images: int, seed: int = 0) -> "FeatureStore":
     """Paint images and make up their vectors: ten clouds that touch each other."""
+    import numpy as np
+    from attacks.fake import RECIPE
+
+    from pipeline import FeatureStore
+    from pipeline.features.store import Index, write_store
+    from pipeline.images.texts import Texts
+
     rng = np.random.default_rng(seed)
     photos = folder / "photos"
     photos.mkdir()
@@ -80,7 +86,7 @@ def make_store(folder: Path, images: int, seed: int = 0) -> FeatureStore:
         path = photos / f"{number:05d}.jpg"
         paint(rng).save(path, quality=85)
         digests.append(np.frombuffer(hashlib.sha256(path.read_bytes()).digest(), np.uint8))
-    labels: NDArray[np.int32] = rng.integers(0, len(CLASSES), images).astype(np.int32)
+    labels = rng.integers(0, len(CLASSES), images, dtype=np.int32)
     vectors = rng.standard_normal((images, COLUMNS)) + 3 * np.eye(len(CLASSES), COLUMNS)[labels]
     index = Index(
         recipe=RECIPE,
@@ -102,6 +108,9 @@ def make_store(folder: Path, images: int, seed: int = 0) -> FeatureStore:
 
 def make_report(folder: Path, images: int) -> Path:
     """Write the report of a quick head on such a store."""
+    from pipeline import train_head
+    from pipeline.insight.report import Options, write_report
+
     with make_store(folder, images) as store:
         bundle, _ = train_head(store, "nearest-centroid")
         bundle.save(folder / "map.bundle")
@@ -140,7 +149,7 @@ def measure(page: Path, size: tuple[int, int]) -> dict[str, dict[str, float]]:
             times = driver.execute_async_script(RUN % (FRAMES, step))
             rows[name] = {
                 "median": statistics.median(times),
-                "p95": float(np.percentile(times, 95)),
+                "p95": statistics.quantiles(times, n=20)[-1],
                 "longest": max(times),
             }
         if errors := driver.get_log("browser"):

@@ -233,7 +233,8 @@ def test_help_is_quick_and_imports_nothing_heavy(name):
 
 def test_scripts_and_the_console_command_are_the_same():
     assert set(cli.main.commands) == {
-        "audit", "compare", "export-vectors", "extract", "predict", "report", "runs", "similar", "train-head", "verify",
+        "audit", "compare", "export-vectors", "extract", "finetune", "predict", "report", "runs", "similar",
+        "train-head", "verify",
     }  # fmt: skip
     for name in cli.main.commands:
         text = (SCRIPTS / f"{name.replace('-', '_')}.py").read_text()

@@ -143,6 +143,15 @@ def test_close_ends_a_decode_that_hangs():
         assert time.monotonic() - started < 5
 
 
+def test_closed_decoders_start_nothing():
+    decode = Decoders(troubled)
+    child = decode._new()
+    decode.close()
+    assert child.process.poll() is not None
+    with pytest.raises(PipelineError, match="the decoders are closed"):
+        decode(b"hang")
+
+
 PARENT = """
 import sys, threading, time
 sys.path.insert(0, sys.argv[1])

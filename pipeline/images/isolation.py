@@ -172,6 +172,8 @@ class Decoders:
             with self._lock:
                 self._turns = self._turns or cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 - see close
             child = _Child(self._task, self._turns.fileno())
+        except ValueError as error:  # `close` has closed the file meanwhile
+            raise PipelineError("the decoders are closed") from error
         except OSError as error:
             raise PipelineError(
                 f"no process can be started to decode images ({error.strerror}); close others, or raise the limit"
