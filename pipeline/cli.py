@@ -599,7 +599,7 @@ def audit(features: str, out: str | None, images: bool, seed: int, as_json: bool
 )
 @click.option("--after", metavar="LAYER", help="Tune what follows this layer.  [default: the last fifth to third]")
 @click.option("--epochs", default=10, help="At most; the best one on validation is kept.")
-@click.option("--learning-rate", default=1e-4, help="Of Adam.")
+@click.option("--learning-rate", default=3e-4, help="Of Adam.")
 @click.option("--views", default="1", help="Augmented versions of each image to learn from; see extract.")
 @click.option("--seed", default=0, help="Of the order of images and of dropout.")
 @_speed_options

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.deploy.last_blocks import LastBlocks
+from pipeline.deploy.last_blocks import LastBlocks, smoothed_loss
 from pipeline.errors import IntegrityError, RecipeMismatchError, TrainingError, UsageError, count_of
 from pipeline.features.engines import Speed, make_encoder
 from pipeline.features.extraction import ahead, fill_store
@@ -53,7 +53,7 @@ class Tuning:
     after : str or None
         The layer after which weights may change; None for the last quarter or so of the convolutions.
     epochs : int
-        At most; the weights of the epoch with the least log loss on the validation images are kept.
+        At most; the weights of the epoch with the least loss on the validation images are kept.
     patience : int
         Epochs without a lesser loss after which it ends.
     learning_rate : float
@@ -69,7 +69,7 @@ class Tuning:
     after: str | None = None
     epochs: int = 10
     patience: int = 3
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-4
     batch_size: int = 32
     views: str = ONE
     seed: int = 0
@@ -80,7 +80,7 @@ class Tuning:
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} {getattr(self, name)} is too few; give 1 or more")
         if not 0 < self.learning_rate < 1:
-            raise UsageError(f"learning_rate {self.learning_rate:g} is none; give one such as 1e-4")
+            raise UsageError(f"learning_rate {self.learning_rate:g} is none; give one such as 3e-4")
         parse_views(self.views)
 
 
@@ -371,7 +371,7 @@ def _judge(blocks: LastBlocks, samples: _Samples, rows: NDArray[np.int64], batch
     for start in range(0, len(rows), batch_size):
         maps, targets = samples.read(rows[start : start + batch_size])
         proba = blocks.probabilities(maps)
-        losses.append(-np.log(np.maximum((proba * targets).sum(axis=1), 1e-12)))
+        losses.append(smoothed_loss(proba, targets))
         right.append(proba.argmax(axis=1) == targets.argmax(axis=1))
     return {"val_loss": float(np.concatenate(losses).mean()), "val_accuracy": float(np.concatenate(right).mean())}
 

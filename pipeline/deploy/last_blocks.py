@@ -138,6 +138,18 @@ def _tail_of(network: Any, layer: Any) -> Any:
         return None
 
 
+def smoothed_loss(proba: NDArray[np.floating], targets: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the loss of each image that training lowers too: cross-entropy with smoothed labels.
+
+    Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016, section 7.
+
+    >>> smoothed_loss(np.array([[0.5, 0.5]]), np.array([[1.0, 0.0]])).round(4).tolist()
+    [0.6931]
+    """
+    smooth = targets * (1 - _SMOOTHING) + _SMOOTHING / targets.shape[1]
+    return np.asarray(-(smooth * np.log(np.maximum(proba, 1e-7))).sum(axis=1), np.float64)
+
+
 def _choose(network: Any, names: dict[str, str]) -> str:
     """Choose the layer whose output is cached: little to keep, and a fair share of the network behind it."""
     total = _kernels(network.layers)
