@@ -225,7 +225,7 @@ def test_views_are_samples_and_validation_is_the_plain_image(start, tmp_path, mo
 
 
 def test_an_interrupted_tuning_keeps_its_maps(start, tmp_path, monkeypatch):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
     def tune():
