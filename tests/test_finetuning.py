@@ -246,7 +246,8 @@ def test_an_interrupted_tuning_keeps_its_maps(start, tmp_path, monkeypatch):
 
     monkeypatch.setattr(finetuning, "fill_store", remembered)
     tune()
-    assert [(store.summary.extracted, store.summary.reused) for store in fills] == [(0, 60), (60, 0)]
+    # The same seed gives the same weights, so that the tuned vectors are right too.
+    assert [(store.summary.extracted, store.summary.reused) for store in fills] == [(0, 60), (0, 60)]
     assert not Places.of(tmp_path / "t.bundle").maps.exists()
 
 
