@@ -62,7 +62,7 @@ def test_the_examples_in_docstrings(name):
 
 def test_no_function_takes_more_than_nine_arguments():
     for path in ROOT.rglob("*.py"):
-        if path.name == "cli.py":
+        if path.parent.name == "cli":
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):
