@@ -177,8 +177,10 @@ def test_it_moves_with_its_weights(tuned, start, tmp_path):
     try:
         moved = Bundle.load(tmp_path / "there" / "t.bundle")
         np.testing.assert_array_equal(moved.predict_proba([image], KERAS), expected)
+        weights = str(tmp_path / "there" / "t.weights.h5")
         with FeatureStore(tmp_path / "there" / "t.h5") as store:
-            assert store.recipe.weights_path == str(tmp_path / "there" / "t.weights.h5")
+            assert store.recipe.weights_path == weights
+        assert Recipe.create(tmp_path / "there" / "t.bundle").weights_path == weights
     finally:
         hidden.rename(folder)
 
@@ -205,6 +207,24 @@ def test_what_the_network_learned_from_is_not_asked_again(tuned, start, tmp_path
     extract(tmp_path / "m.csv", tmp_path / "m.h5", speed=KERAS, **own).close()
     with pytest.raises(TrainingError, match="tuned, so nothing can be chosen without validation images"):
         train_head(tmp_path / "m.h5")
+
+
+def test_its_training_images_never_judge_it(tuned, start, tmp_path):
+    folder, _, _ = tuned
+    with FeatureStore(start / "f.h5") as store:
+        splits = ["test" if split == "train" else split for split in store.splits]
+        write_store(tmp_path / "other.h5", dataclasses.replace(store.index, splits=splits), [store.features])
+    with pytest.raises(TrainingError, match=r"its own training images, and .*other\.h5 has other splits or none"):
+        train_head([tmp_path / "other.h5", folder / "t.h5"])
+    _, report = train_head([folder / "t.h5", tmp_path / "other.h5"])
+    assert report.counts == {"train": 40, "validation": 10, "test": 10}
+    _, report = train_head([start / "f.h5", folder / "t.h5"])
+    assert report.counts == {"train": 40, "validation": 10, "test": 10}
+    with FeatureStore(folder / "t.h5") as store:
+        index = dataclasses.replace(store.index, splits=[""] * len(store))
+        write_store(tmp_path / "none.h5", index, [store.features])
+    with pytest.raises(TrainingError, match="splits that are drawn now could put its training images into the test"):
+        train_head(tmp_path / "none.h5")
 
 
 def test_views_are_samples_and_validation_is_the_plain_image(start, tmp_path, monkeypatch):

@@ -199,7 +199,7 @@ class Recipe:
             raise IntegrityError(f"{path / 'bundle.json'} is no readable bundle description: {error}") from error
         if len(recipes) != 1:
             raise UsageError(f"bundle {str(path)!r} joins {len(recipes)} backbones; name one backbone instead")
-        network = cls.from_json(json.dumps(recipes[0]))
+        network = cls.from_json(json.dumps(recipes[0])).near(path.parent)
         return dataclasses.replace(network, size=size or network.size, versions=dict(VERSIONS), **common)
 
     @property

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipeline.errors import TrainingError, UsageError, count_of
 from pipeline.features.neighbours import equal, join_groups, near_duplicates
 from pipeline.features.store import FeatureStore
+from pipeline.features.weights import TUNED
 from pipeline.images.findings import Finding, excluded_paths, with_known_paths
 from pipeline.images.splits import draw_splits
 from pipeline.images.texts import Texts
@@ -102,6 +103,7 @@ def load_training_data(
         notes.append(f"{missing} images without a label were left out")
     labelled = _not_excluded(first, rows[0], labelled, excluded_paths(findings), notes)
     rows = [each[labelled] for each in rows]
+    _check_tuned(stores, rows)
     blocks = [_vectors(store, each) for store, each in zip(stores, rows, strict=True)]
     picked = rows[0].tolist()
     groups = [first.index.groups[row] for row in picked]
@@ -126,6 +128,22 @@ def load_training_data(
         notes=(*notes, *drawn),
         paths=tuple(first.paths[row] for row in picked),
     )
+
+
+def _check_tuned(stores: Sequence[FeatureStore], rows: Sequence[NDArray[np.int64]]) -> None:
+    """Raise TrainingError where a network that learned from some images would be judged by them."""
+    splits = [[store.splits[row] for row in each] for store, each in zip(stores, rows, strict=True)]
+    for store, own in zip(stores, splits, strict=True):
+        if store.recipe.weights == TUNED and not any(own):
+            raise TrainingError(
+                f"the network of {store.path} was tuned, and splits that are drawn now could put its training images"
+                " into the test; take the feature file that finetune.py wrote, or a table with a column split"
+            )
+        if store.recipe.weights == TUNED and own != splits[0]:
+            raise TrainingError(
+                f"the network of {store.path} was tuned on its own training images, and {stores[0].path} has other"
+                f" splits or none; name {store.path} first"
+            )
 
 
 def _not_excluded(
