@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import json
 import shutil
 import warnings
@@ -269,6 +270,16 @@ def test_an_interrupted_tuning_keeps_its_maps(start, tmp_path, monkeypatch):
     # The same seed gives the same weights, so that the tuned vectors are right too.
     assert [(store.summary.extracted, store.summary.reused) for store in fills] == [(0, 60), (0, 60)]
     assert not Places.of(tmp_path / "t.bundle").maps.exists()
+
+
+def test_a_full_disk_is_one_line_and_the_maps_are_kept(start, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pipeline.deploy.last_blocks.replacing", full)
+    with pytest.raises(StoreError, match=r"cannot write .*t\.weights\.h5: No space left on device; make space and run"):
+        fine_tune(start / "b.bundle", tmp_path / "t.bundle", tuning=QUICK, speed=KERAS)
+    assert [path.name for path in tmp_path.iterdir()] == ["t.maps.h5"]
 
 
 def test_patience_ends_it_and_the_best_weights_come_back():

@@ -281,7 +281,7 @@ def _feature_files(images: tuple[str, ...]) -> Any:
     "--features", multiple=True, metavar="FEATURES", help="What it was trained on.  [default: as at the training]"
 )
 @click.option("--after", metavar="LAYER", help="Tune what follows this layer.  [default: the last fifth to third]")
-@click.option("--epochs", default=10, help="At most; the best one on validation is kept.")
+@click.option("--epochs", default=20, help="At most; the best one on validation is kept.")
 @click.option("--learning-rate", default=3e-4, help="Of Adam.")
 @click.option("--views", default="1", help="Augmented versions of each image to learn from; see extract.")
 @click.option("--seed", default=0, help="Of the order of images and of dropout.")

@@ -67,7 +67,7 @@ class Tuning:
     """
 
     after: str | None = None
-    epochs: int = 10
+    epochs: int = 20
     patience: int = 3
     learning_rate: float = 3e-4
     batch_size: int = 32

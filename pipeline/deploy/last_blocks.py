@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import UsageError, closest
-from pipeline.features.hdf5 import mark
+from pipeline.errors import StoreError, UsageError, closest
+from pipeline.features.hdf5 import marked
 from pipeline.features.keras_engine import layer_names, load_backbone, pool
-from pipeline.features.keras_runtime import load_keras
+from pipeline.features.keras_runtime import load_keras, weights_file
 from pipeline.features.recipe import Recipe
-from pipeline.features.store import publish
+from pipeline.features.store import replacing
 from pipeline.features.weights import TUNED
 
 _SHARE, _MOST = (0.2, 0.35), 0.5  # of the layers with kernels: how much is tuned by default, and at most
@@ -115,27 +115,23 @@ class LastBlocks:
         self._tail.set_weights(weights)
 
     def save(self, path: Path) -> None:
-        """Write the weights of the whole network, marked as tuned; whole or not at all."""
-        temporary = path.with_name(f".tmp.{path.name}")
+        """Write the weights of the whole network, marked as tuned; whole or not at all.
+
+        Raises
+        ------
+        StoreError
+            If the disk is full or the folder cannot be written.
+        """
         for name, own in layer_names(self._network).items():
             self._network.get_layer(own).name = name  # numbers of this process would make every file differ
         try:
-            self._network.save_weights(temporary)
-            mark(temporary, TUNED)
-            publish(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def _tail_of(network: Any, layer: Any) -> Any:
-    """Return the model from a layer's output to the network's, None where other layers go round it."""
-    keras = load_keras()
-    if isinstance(layer.output, (list, dict)):
-        return None
-    try:
-        return keras.Model(layer.output, network.outputs[0])
-    except ValueError:  # the graph is not connected
-        return None
+            content = marked(weights_file(self._network), TUNED)
+            with replacing(path) as file:
+                file.write(content)
+        except OSError as error:
+            raise StoreError(
+                f"cannot write {path}: {error.strerror}; make space and run the command again, what was done is kept"
+            ) from error
 
 
 def smoothed_loss(proba: NDArray[np.floating], targets: NDArray[np.floating]) -> NDArray[np.float64]:

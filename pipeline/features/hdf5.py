@@ -6,6 +6,7 @@ are the same), every string has a fixed length (variable-length ones live in a h
 """
 
 import contextlib
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -60,14 +61,16 @@ def is_replaceable(path: Path) -> bool:
         return file.read(8) in (b"\x89HDF\r\n\x1a\n", b"")
 
 
-def mark(path: Path, word: str) -> None:
-    """Leave a word in an HDF5 file of whatever kind, beside what it holds."""
-    with h5py.File(path, "r+") as file:
+def marked(content: bytes, word: str) -> bytes:
+    """Return an HDF5 file of whatever kind with a word in it, beside what it holds."""
+    image = io.BytesIO(content)
+    with h5py.File(image, "r+") as file:
         file.attrs[f"twostage_{word}"] = True
+    return image.getvalue()
 
 
 def is_marked(path: Path, word: str) -> bool:
-    """Say whether `mark` left a word in a file; a file that is no HDF5 has none."""
+    """Say whether `marked` left a word in a file; a file that is no HDF5 has none."""
     try:
         with h5py.File(path, "r") as file:
             return f"twostage_{word}" in file.attrs

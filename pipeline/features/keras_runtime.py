@@ -4,8 +4,12 @@ import contextlib
 import os
 import sys
 import tempfile
+import warnings
+import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from pipeline.errors import EngineError
 
@@ -65,3 +69,22 @@ def quiet_import() -> Iterator[None]:
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
+
+
+def weights_file(model: Any) -> bytes:
+    """Return what ``model.save_weights`` writes, as bytes.
+
+    It is taken from a whole ``.keras`` archive, because Keras makes the HDF5 file in that in memory: the library
+    does not survive a full disk.
+
+    Raises
+    ------
+    OSError
+        If the folder for temporary files is full.
+    """
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        # Keras 3.15 reads its variables in a way that NumPy 2 warns of.
+        warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
+        model.save(Path(folder) / "model.keras")
+        with zipfile.ZipFile(Path(folder) / "model.keras") as archive:
+            return archive.read("model.weights.h5")

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from os import PathLike, fspath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pipeline.errors import BundleError, TrainingError, UsageError
-from pipeline.features.keras_runtime import load_keras
+from pipeline.features.keras_runtime import load_keras, weights_file
 
 _MAX_STEPS_PER_CALL = 256  # training steps in one call of TensorFlow: an epoch of a small data set
 
@@ -228,10 +229,7 @@ class KerasHead(ClassifierMixin, BaseEstimator):
         """
         if not fspath(path).endswith(".weights.h5"):
             raise UsageError(f"cannot save weights as {fspath(path)!r}; expected a name ending in .weights.h5")
-        with warnings.catch_warnings():
-            # Keras 3.15 reads its variables in a way that NumPy 2 warns of.
-            warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
-            self.keras_model().save_weights(fspath(path))
+        Path(path).write_bytes(weights_file(self.keras_model()))
 
     def describe(self) -> dict[str, Any]:
         """Describe the fitted head as plain data, from which `restore` builds it again.

@@ -25,7 +25,7 @@ _TRAINING = {
     "novelty": False,
     "exclude": None,
 }
-_TUNING = {"after": None, "epochs": 10, "learning_rate": 3e-4, "views": ONE, "seed": 0}
+_TUNING = {"after": None, "epochs": 20, "learning_rate": 3e-4, "views": ONE, "seed": 0}
 _EXTRACTION = {"pooling": "avg", "size": None, "resize": "squash", "precision": "float32", "views": ONE}
 _CALLED = {"projection": "map"}  # options whose name on the way down is another
 
