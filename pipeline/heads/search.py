@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import TrainingError, count_of
+from pipeline.features.threads import cores
 from pipeline.heads.arrays import softmax
 from pipeline.heads.classifiers import HEADS
 from pipeline.heads.evaluation import shorten
-from pipeline.heads.fitting import Fitter, Rows, cores
+from pipeline.heads.fitting import Fitter, Rows
 from pipeline.heads.folds import Folds
 from pipeline.heads.paths import SHARED
 
@@ -20,8 +21,7 @@ AUTO = "auto"
 TIMES = ("fit_seconds", "predict_seconds_per_1000")  # what the leaderboard says of time
 DEFAULT_BUDGET = 60.0
 DEFAULT_FOLDS = 5
-# Who races, quick ones first, and how the time of a fit grows with the images: to this power. Ridge and LDA need the
-# same decomposition, so they do not start side by side.
+# Who races, quick ones first, and how the time of a fit grows with the images: to this power.
 RACE = {
     "logreg": 1.0,
     "ridge": 2.0,

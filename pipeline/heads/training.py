@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError, TrainingError, UsageError, count_of, installed_versions
+from pipeline.features.threads import one_blas_thread
 from pipeline.features.weights import TUNED
 from pipeline.heads.binary import two_class_facts
 from pipeline.heads.bundle import Bundle
 from pipeline.heads.classifiers import Calibrate, make_head
 from pipeline.heads.evaluation import evaluate
-from pipeline.heads.fitting import Fitter, one_blas_thread
+from pipeline.heads.fitting import Fitter
 from pipeline.heads.joining import Features, TrainingData, load_training_data
 from pipeline.heads.learning_curve import learning_curve
 from pipeline.heads.novelty import FALSE_ALARMS, Novelty
