@@ -114,8 +114,8 @@ def train_head(
     """
     asked = _Options(**options)
     params, given_cv = dict(params or {}), cv
-    _check_options(head, params, cv, seed, asked.budget)
     asked.trust.check()
+    _check_options(head, params, cv, seed, asked.budget)
     findings = read_findings(asked.exclude) if asked.exclude else []
     data = load_training_data(features, seed, findings)
     tuned = any(store.recipe.weights == TUNED for store in data.stores)
@@ -284,14 +284,14 @@ def _check_options(head: str, params: Mapping[str, Any], cv: int | None, seed: i
         raise UsageError("head 'auto' chooses the parameters itself; name a head, or leave out the parameters")
     if not 0 <= seed < 2**32:
         raise UsageError(f"seed {seed} is no random_state of scikit-learn; give a whole number from 0 to {2**32 - 1}")
-    if head != AUTO:
-        make_head(head, params, seed)
     if budget is not None and head != AUTO:
         raise UsageError(f"a budget is for head 'auto', not for {head!r}; leave it out")
     if budget is not None and not 0 < budget < float("inf"):
         raise UsageError(f"budget {budget} is no time; give seconds above 0, such as 60")
     if cv is not None and cv < 2:
         raise UsageError(f"cv {cv} makes no folds; give 2 or more")
+    if head != AUTO:
+        make_head(head, params, seed)  # last, for it imports scikit-learn
 
 
 def _check_tuned(data: TrainingData, head: str, cv: int | None, curve: bool) -> None:
