@@ -104,6 +104,32 @@ def test_the_temperature_of_a_path_is_that_of_the_head_alone():
 
 
 @pytest.mark.parametrize(
+    ("name", "grid"),
+    [("knn", [{"n_neighbors": 1}, {"n_neighbors": 5}]), ("random-forest", [{"n_estimators": 5, "max_depth": 3}])],
+)
+def test_a_path_without_a_solver_is_each_head_alone(name, grid):
+    X, y = clouds(90, 8, 3)
+    X = X.astype(np.float32)
+    for params, found in zip(grid, fit_path(name, grid, X[:60], y[:60]), strict=True):
+        alone = make_head(name, params).fit(X[:60], y[:60])
+        assert found[-1].get_params() == alone[-1].get_params()
+        np.testing.assert_array_equal(found.predict_proba(X), alone.predict_proba(X))
+
+
+def test_kernel_machines_share_a_kernel(monkeypatch):
+    X, y = clouds(90, 8, 3)
+    X = X.astype(np.float32)
+    made, real = [], KernelSVC._kernel
+    monkeypatch.setattr(KernelSVC, "_kernel", lambda self, rows: made.append(len(rows)) or real(self, rows))
+    grid = [{"C": C} for C in (0.3, 3.0, 30.0)]
+    heads = list(fit_path("svm", grid, X[:60], y[:60], temperature=1.0, rough=True))
+    assert made == [60]
+    for params, head in zip(grid, heads, strict=True):
+        peer = make_head("svm", params).fit(X[:60], y[:60])
+        np.testing.assert_allclose(head.decision_function(X), peer.decision_function(X), atol=0.02)
+
+
+@pytest.mark.parametrize(
     ("name", "params"),
     [
         ("logreg", {"C": 0.1, "l1_ratio": 0.5, "solver": "saga"}),

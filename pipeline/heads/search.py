@@ -209,7 +209,8 @@ def race(fitter: Fitter, cv: int | None = None, budget: float = DEFAULT_BUDGET, 
     All start in the first fold; a head of one candidate that is clearly worse than the first head on a quarter
     of its images goes no further (successive halving: Jamieson and Talwalkar, AISTATS 2016). Who is clearly worse
     there than the best (by more than two standard errors of the paired difference, image by image, as in
-    McNemar's test) drops out; the others go on, the best first,
+    McNemar's test) drops out, and so does a strength that another of its head outdoes (no more accurate, and its log
+    loss larger by more than three standard errors of the paired difference); the others go on, the best first,
     through the other folds (Maron and Moore, "Hoeffding Races", NIPS 1993, with a paired test). Where there are
     both a validation and a test split, the validation split then chooses among the finalists, else the folds do: the
     smallest log loss among those whose accuracy is not clearly worse than the best.
