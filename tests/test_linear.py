@@ -1,8 +1,5 @@
 """Whole paths of strengths: the optima of scikit-learn, found together."""
 
-import time
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -10,10 +7,9 @@ from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from pipeline.heads import linear
 from pipeline.heads.classifiers import HEADS, make_head
 from pipeline.heads.kernel_svm import KernelSVC
-from pipeline.heads.linear import LogisticPath, Spectrum
+from pipeline.heads.linear import LogisticPath, Scatter
 from pipeline.heads.paths import SHARED, fit_path
 
 SHAPES = [(200, 20, 4), (60, 100, 3), (100, 10, 2), (40, 90, 2)]  # rows, columns, classes: also more columns than rows
@@ -28,23 +24,23 @@ def clouds(n, d, k, seed=0):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_one_decomposition_gives_every_ridge(shape):
+def test_one_scatter_matrix_gives_every_ridge(shape):
     X, y = clouds(*shape)
-    spectrum = Spectrum(X, y)
+    scatter = Scatter(X, y)
     for alpha in (0.1, 10.0, 1000.0, 1e5):
-        coef, intercept = spectrum.ridge(alpha)
+        coef, intercept = scatter.ridge(alpha)
         peer = RidgeClassifier(alpha=alpha).fit(X, y)
         np.testing.assert_allclose(coef, np.atleast_2d(peer.coef_), atol=1e-9)
         np.testing.assert_allclose(intercept, peer.intercept_, atol=1e-9)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_same_decomposition_gives_every_discriminant_analysis(shape):
+def test_the_same_matrix_gives_every_discriminant_analysis(shape):
     X, y = clouds(*shape)
     y[:7] = 0  # classes of several sizes
-    spectrum = Spectrum(X, y)
+    scatter = Scatter(X, y)
     for shrinkage in (0.01, 0.1, 0.5, 0.99):
-        coef, intercept = spectrum.lda(shrinkage)
+        coef, intercept = scatter.lda(shrinkage)
         peer = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage).fit(X, y)
         np.testing.assert_allclose(coef, peer.coef_, rtol=1e-5, atol=1e-7)
         np.testing.assert_allclose(intercept, peer.intercept_, rtol=1e-5, atol=1e-6)
@@ -108,6 +104,32 @@ def test_the_temperature_of_a_path_is_that_of_the_head_alone():
 
 
 @pytest.mark.parametrize(
+    ("name", "grid"),
+    [("knn", [{"n_neighbors": 1}, {"n_neighbors": 5}]), ("random-forest", [{"n_estimators": 5, "max_depth": 3}])],
+)
+def test_a_path_without_a_solver_is_each_head_alone(name, grid):
+    X, y = clouds(90, 8, 3)
+    X = X.astype(np.float32)
+    for params, found in zip(grid, fit_path(name, grid, X[:60], y[:60]), strict=True):
+        alone = make_head(name, params).fit(X[:60], y[:60])
+        assert found[-1].get_params() == alone[-1].get_params()
+        np.testing.assert_array_equal(found.predict_proba(X), alone.predict_proba(X))
+
+
+def test_kernel_machines_share_a_kernel(monkeypatch):
+    X, y = clouds(90, 8, 3)
+    X = X.astype(np.float32)
+    made, real = [], KernelSVC._kernel
+    monkeypatch.setattr(KernelSVC, "_kernel", lambda self, rows: made.append(len(rows)) or real(self, rows))
+    grid = [{"C": C} for C in (0.3, 3.0, 30.0)]
+    heads = list(fit_path("svm", grid, X[:60], y[:60], temperature=1.0, rough=True))
+    assert made == [60]
+    for params, head in zip(grid, heads, strict=True):
+        peer = make_head("svm", params).fit(X[:60], y[:60])
+        np.testing.assert_allclose(head.decision_function(X), peer.decision_function(X), atol=0.02)
+
+
+@pytest.mark.parametrize(
     ("name", "params"),
     [
         ("logreg", {"C": 0.1, "l1_ratio": 0.5, "solver": "saga"}),
@@ -131,34 +153,16 @@ def test_the_kernel_machine_decides_as_svc():
         assert mine.classes_.tolist() == peer.classes_.tolist()
 
 
-def test_a_decomposition_is_made_once_for_all_who_ask(monkeypatch):
-    made = []
-
-    class Slow(Spectrum):
-        def __init__(self, X, codes):
-            made.append(len(X))
-            time.sleep(0.05)
-            super().__init__(X, codes)
-
-    monkeypatch.setattr(linear, "Spectrum", Slow)
-    rng = np.random.default_rng(0)
-    X, codes = rng.standard_normal((30, 4)), np.arange(30) % 3
-    spectra = linear.Spectra()
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: spectra.of(X.copy(), codes), range(8)))
-    assert made == [30]
-    assert len(set(map(id, found))) == 1
-    assert spectra.of(X, (codes + 1) % 3) is not found[0]
-    assert spectra.of(X + 1, codes) is not found[0]
-    for size in range(3, 30):  # those made long ago are forgotten
-        spectra.of(X[:size], codes[:size])
-    assert len(spectra._made) <= linear._KEPT
-    assert spectra.of(X, codes) is not found[0]
-
-
-def test_a_decomposition_that_fails_fails_for_all_who_ask(monkeypatch):
-    monkeypatch.setattr(linear, "Spectrum", lambda X, codes: np.linalg.cholesky(-np.eye(2)))
-    spectra = linear.Spectra()
-    for _ in range(2):
-        with pytest.raises(np.linalg.LinAlgError):
-            spectra.of(np.eye(2), np.array([0, 1]))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_strength_below_rounding_takes_the_directions_that_are_more_than_rounding(shape):
+    X, y = clouds(*shape)
+    scatter, rounded = Scatter(X, y), Scatter(X, y)
+    rounded.noise = np.inf
+    for found, peer in [(scatter.ridge(3.0), rounded.ridge(3.0)), (scatter.lda(0.2), rounded.lda(0.2))]:
+        np.testing.assert_allclose(found[0], peer[0], atol=1e-7)
+    twice = np.hstack([X, X]).astype(np.float32)  # without full rank
+    coef, intercept = Scatter(twice, y).ridge(1e-9)
+    peer = RidgeClassifier(alpha=1e-6).fit(twice.astype(float), y)
+    np.testing.assert_allclose(
+        twice @ coef.T + intercept, twice @ np.atleast_2d(peer.coef_).T + peer.intercept_, atol=0.02
+    )

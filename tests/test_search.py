@@ -127,6 +127,24 @@ def test_log_loss_chooses_only_among_accuracies_that_chance_could_swap():
     assert search._surest([unsure, close], truth) == [1, 0]
 
 
+def test_a_strength_that_another_of_its_head_outdoes_drops_out():
+    truth = np.zeros(400, int)
+    sure, unsure, wrong = (np.tile([p, 1 - p], (400, 1)) for p in (0.9, 0.6, 0.4))
+    sure[:40], unsure[:40] = wrong[:40], wrong[:40]
+
+    def candidate(head, strength, proba):
+        return search.Candidate(head, {"s": strength}, proba, np.ones(400, bool), {0: 0.9})
+
+    started = [candidate("a", 1, unsure), candidate("a", 2, sure), candidate("b", 1, unsure), candidate("b", 2, wrong)]
+    left = search._survivors(started, truth)
+    assert [each.params["s"] for each in left["a"]] == [2]
+    assert [each.params["s"] for each in left["b"]] == [1], "another head's log loss is no reason to drop out"
+    right = unsure.copy()
+    right[0] = [0.6, 0.4]  # more accurate by an image, so accuracy may yet choose it
+    started[0].proba = right
+    assert [each.params["s"] for each in search._survivors(started, truth)["a"]] == [1, 2]
+
+
 def test_clearly_worse_candidates_drop_out(quick, monkeypatch):
     monkeypatch.setattr(search, "RACE", {**QUICK, "dummy": 1.0})
     found = race(Fitter(make_data(n=300)))

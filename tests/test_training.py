@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -201,6 +203,16 @@ def test_what_cannot_be_trained_on(tmp_path, changes, options, error, message):
     store = make_store(tmp_path / "f.h5", **changes)
     with pytest.raises(error, match=message):
         train_head(store, **options)
+
+
+@pytest.mark.parametrize("options", ["head='logrge'", "trust=Trust('platt')", "cv=1", "head='auto', budget=0.0"])
+def test_wrong_options_are_refused_before_scikit_learn_is_imported(options):
+    code = (
+        "import sys; from pipeline import train_head; from pipeline.errors import UsageError;"
+        f"from pipeline.heads.trust import Trust\ntry: train_head('nothing.h5', {options})\n"
+        "except UsageError: assert not {'sklearn', 'scipy'} & set(sys.modules)\nelse: raise SystemExit('not refused')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_vectors_that_are_not_finite_are_named(tmp_path):

@@ -15,12 +15,14 @@ from test_classifiers import QUICK
 from test_training import make_store
 
 from pipeline.errors import IntegrityError, TrainingError, UsageError
+from pipeline.heads import training
 from pipeline.heads.abstention import accepted, learn_threshold
 from pipeline.heads.bundle import Bundle
 from pipeline.heads.calibration import Calibration, across_halves, fit_calibration, reliability, temper, temperature
 from pipeline.heads.classifiers import HEADS, make_head
+from pipeline.heads.fitting import Fitter
 from pipeline.heads.novelty import Novelty
-from pipeline.heads.training import train_head
+from pipeline.heads.training import TRUST_FOLDS, train_head
 from pipeline.heads.trust import Safeguards, Trust
 from pipeline.prediction import predict, write_predictions
 
@@ -232,6 +234,27 @@ def test_auto_leaves_heads_alone_that_have_a_temperature(tmp_path):
     assert report.trust["calibration"] == "temperature"
     assert set(report.trust["error_out_of_fold"]) == {"before", "after"}
     assert report.metrics["test"]["calibration"]["before"]["n"] == 15
+
+
+def test_a_network_with_many_validation_images_is_fitted_once(tmp_path, monkeypatch):
+    store = make_store(tmp_path / "f.h5", noise=2.0)
+    note = "calibration learned from the validation images, which also chose when to stop"
+    fits, real = [], Fitter.fit
+    monkeypatch.setattr(Fitter, "fit", lambda self, *args, **how: fits.append(args[0]) or real(self, *args, **how))
+
+    def held_out(trust, **options):
+        fits.clear()
+        _, report = train_head(store, "dense", params=QUICK["dense"], trust=trust, **options)
+        assert (note in report.notes) == (len(fits) == 1)
+        return report.trust["held_out"], len(fits)
+
+    assert held_out(Trust()) == (60, 1 + TRUST_FOLDS)
+    monkeypatch.setattr(training, "ENOUGH", 15)
+    assert held_out(Trust()) == (15, 1)
+    assert held_out(Trust("isotonic")) == (60, 1 + TRUST_FOLDS)
+    assert held_out(Trust(abstain=0.5)) == (60, 1 + TRUST_FOLDS)
+    store = make_store(tmp_path / "f.h5", noise=2.0, splits=["train"] * 60 + ["validation"] * 30)
+    assert held_out(Trust()) == (60, 1 + TRUST_FOLDS), "the score would come from images that calibrated"
 
 
 def test_abstain_and_novel_end_to_end(tmp_path, capsys):

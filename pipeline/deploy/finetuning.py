@@ -25,9 +25,9 @@ from pipeline.features.engines import Speed, make_encoder
 from pipeline.features.extraction import ahead, fill_store
 from pipeline.features.recipe import LAST, Recipe
 from pipeline.features.store import FeatureStore
+from pipeline.features.threads import one_blas_thread
 from pipeline.features.weights import TUNED, file_sha256
 from pipeline.heads.bundle import Bundle
-from pipeline.heads.fitting import one_blas_thread
 from pipeline.heads.joining import TrainingData
 from pipeline.heads.report import Report
 from pipeline.heads.search import AUTO

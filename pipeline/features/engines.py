@@ -1,6 +1,5 @@
 """`Encoder`: a recipe made runnable, and the table of engines that can do it."""
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import EngineError, UsageError, closest
 from pipeline.features.recipe import VERSIONS, Recipe
+from pipeline.features.threads import cores
 
 AUTO = "auto"
 # Images of 224 pixels per batch; measured with scripts/benchmark.py, more gains no speed on a processor.
@@ -38,7 +38,7 @@ class Speed:
     def threads(self) -> int:
         """Return the number of decoding threads."""
         if self.workers is None:
-            return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            return cores()
         if self.workers < 1:
             raise UsageError(f"workers {self.workers} is too few; give 1 or more")
         return self.workers

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.features.threads import one_blas_thread
+
 NEAR = 0.8
 """Cosine from which two images are near duplicates, see `near_duplicates`."""
 
@@ -94,7 +96,8 @@ def principal_axes(Z: NDArray[np.float32], most: int) -> NDArray[np.float32]:
     from scipy.linalg import eigh
 
     d = Z.shape[1]
-    _, axes = eigh((Z.T @ Z).astype(np.float64), subset_by_index=(max(0, d - most), d - 1))
+    with one_blas_thread():
+        _, axes = eigh((Z.T @ Z).astype(np.float64), subset_by_index=(max(0, d - most), d - 1))
     return np.ascontiguousarray(axes[:, ::-1], np.float32)
 
 

@@ -207,12 +207,12 @@ def make_head(name: str, params: Mapping[str, object] | None = None, seed: int =
         ...
     pipeline.errors.UsageError: unknown head 'logrge'; did you mean logreg or ridge? ...
     """
-    from sklearn.pipeline import Pipeline
-    from sklearn.preprocessing import FunctionTransformer, StandardScaler
-
     row = HEADS.get(name)
     classifier = row.build(seed) if row else _import_classifier(name, seed)
     _set_params(name, classifier, params or {})
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
     softmax = row.softmax if row else not hasattr(classifier, "predict_proba")
     standardise = row.standardise if row else not _wants_positive(classifier)
     # In float16 the scaler would overflow and round; np.float32 as a function is a cast.
@@ -290,11 +290,11 @@ def _literal(text: str) -> object:
 
 
 def _import_classifier(path: str, seed: int) -> Any:
-    from sklearn.base import ClassifierMixin, is_classifier
-
     module, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
     if not module or not attribute:
         raise UsageError(_unknown_head(path))
+    from sklearn.base import ClassifierMixin, is_classifier
+
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:

@@ -1,9 +1,7 @@
 """`Fitter`: fits heads on the views of training images and asks them about the views that count."""
 
-import contextlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +10,6 @@ from numpy.typing import NDArray
 from pipeline.heads.classifiers import Calibrate, class_probabilities, make_head
 from pipeline.heads.folds import Folds, make_folds
 from pipeline.heads.joining import TrainingData
-from pipeline.heads.linear import Spectra
 from pipeline.heads.paths import fit_path
 
 Rows = NDArray[np.int64]
@@ -36,7 +33,6 @@ class Fitter:
     data: TrainingData
     seed: int = 0
     average_views: bool = False
-    spectra: Spectra = field(default_factory=Spectra, repr=False, compare=False)
 
     def fit(
         self,
@@ -72,8 +68,7 @@ class Fitter:
                 head[-1].fit(Z, y, validation_data=shown)
                 yield head
         else:
-            how: Any = {"units": units, "seed": self.seed, "temperature": temperature, "rough": rough}
-            yield from fit_path(name, grid, X, y, **how, spectra=self.spectra)
+            yield from fit_path(name, grid, X, y, units=units, seed=self.seed, temperature=temperature, rough=rough)
 
     def probabilities(self, head: Any, rows: Rows, calibrate: Calibrate | None = None) -> NDArray[np.float64]:
         """Return the probability of each class for some rows, float64 (len(rows), number of classes)."""
@@ -91,22 +86,3 @@ class Fitter:
         units = np.repeat(self.data.units[rows], views)
         parted = len(np.unique(units)) < len(units)
         return X, np.repeat(self.data.y[rows], views), units if parted else None
-
-
-@contextlib.contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Keep NumPy to one thread a call.
-
-    The products here are narrow, with a column for each class: a second thread gains little on a quiet
-    machine, and on a busy one the two wait for each other many times as long as they compute. Cores are
-    used by whole fits instead.
-    """
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1, "blas"):
-        yield
-
-
-def cores() -> int:
-    """Return the number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

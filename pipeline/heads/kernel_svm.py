@@ -34,12 +34,13 @@ class KernelSVC(ClassifierMixin, BaseEstimator):
     def __init__(self, svc: Any) -> None:
         self.svc = svc
 
-    def fit(self, X: Any, y: Any) -> "KernelSVC":
-        """Fit on rows (n, d) and labels (n,)."""
+    def fit(self, X: Any, y: Any, kernel: Any = None) -> "KernelSVC":
+        """Fit on rows (n, d) and labels (n,); the kernel of the rows (n, n) where another fit has made it."""
         self.rows_ = np.asarray(X)
         self.n_features_in_ = self.rows_.shape[1]
         self.gamma_ = 1.0 / (self.n_features_in_ * (float(self.rows_.var()) or 1.0))
-        self.svc_ = clone(self.svc).set_params(kernel="precomputed").fit(self._kernel(self.rows_), y)
+        self.kernel_ = self._kernel(self.rows_) if kernel is None else kernel
+        self.svc_ = clone(self.svc).set_params(kernel="precomputed").fit(self.kernel_, y)
         self.classes_ = self.svc_.classes_
         return self
 

@@ -1,14 +1,11 @@
-"""Linear heads for a whole path of regularisation strengths, by NumPy alone.
+"""Linear heads for a whole path of regularisation strengths, by NumPy and SciPy.
 
-Neighbouring strengths have almost the same work to do: `Spectrum` decomposes the vectors once for every strength
+Neighbouring strengths have almost the same work to do: `Scatter` multiplies the vectors once for every strength
 of ridge regression and of linear discriminant analysis, `LogisticPath` starts each fit where the one before
 ended. The results are the optima that scikit-learn finds, which the tests hold them to.
 """
 
-import hashlib
-import threading
 from collections.abc import Sequence
-from concurrent.futures import Future
 from functools import cached_property
 
 import numpy as np
@@ -17,16 +14,16 @@ from numpy.typing import NDArray
 _RANK = 100  # directions that the preconditioner knows exactly
 _MEMORY = 20  # pairs that L-BFGS remembers
 _MAX_STEPS = 2000
-_KEPT = 8  # decompositions: as many as folds, and some
 
 Array = NDArray[np.floating]
 Affine = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
-class Spectrum:
-    """One eigendecomposition that serves all strengths of ridge regression and of discriminant analysis.
+class Scatter:
+    """The scatter matrix of vectors, which serves all strengths of ridge regression and of discriminant analysis.
 
-    Where there are fewer rows than columns the decomposition is that of the smaller matrix of inner products.
+    Each strength takes a Cholesky factorisation, a dozen of which cost what an eigendecomposition does. Where there
+    are fewer rows than columns the matrix is the smaller one of inner products.
 
     Parameters
     ----------
@@ -36,8 +33,8 @@ class Spectrum:
 
     Examples
     --------
-    >>> spectrum = Spectrum(np.array([[0.0], [1.0], [4.0], [5.0]]), np.array([0, 0, 1, 1]))
-    >>> coef, intercept = spectrum.ridge(1.0)
+    >>> scatter = Scatter(np.array([[0.0], [1.0], [4.0], [5.0]]), np.array([0, 0, 1, 1]))
+    >>> coef, intercept = scatter.ridge(1.0)
     >>> coef.round(2).tolist(), intercept.round(2).tolist()
     ([[0.44]], [-1.11])
     """
@@ -52,15 +49,12 @@ class Spectrum:
         self.n, self.dim = X.shape
         self.offsets = self.sums / counts[:, None]  # class means less the mean
         self.means = self.offsets + self.mean
-        if self.n >= self.dim:
-            values, self.basis = np.linalg.eigh((centred.T @ centred).astype(np.float64))
-        else:
-            values, left = np.linalg.eigh((centred @ centred.T).astype(np.float64))
-            kept = values > values[-1] * 1e-7
-            values = values[kept]
-            self.basis = centred.T @ (left[:, kept] / np.sqrt(values))
-        self.values: NDArray[np.float64] = np.maximum(values, 0.0)
-        self.total = float(self.values.sum())
+        # The rows of the smaller matrix are used again, and rounding between the two uses would be divided by a ridge.
+        self.rows = None if self.n >= self.dim else centred.astype(np.float64)
+        inner = centred.T @ centred if self.rows is None else self.rows @ self.rows.T
+        self.inner: NDArray[np.float64] = inner.astype(np.float64)
+        self.total = float(np.trace(self.inner))
+        self.noise = float(np.finfo(inner.dtype).eps) * self.total  # eigenvalues below this may be rounding alone
 
     def ridge(self, alpha: float) -> Affine:
         """Fit targets of +1 and -1 as scikit-learn's RidgeClassifier does.
@@ -79,7 +73,7 @@ class Spectrum:
         """Fit as scikit-learn's LinearDiscriminantAnalysis with solver "lsqr" does, 0 < shrinkage < 1.
 
         The pooled covariance is the total one less that of the class means, a matrix of rank k - 1, so the
-        Woodbury identity reaches it from the same decomposition.
+        Woodbury identity reaches it from the same matrix.
 
         Returns
         -------
@@ -98,45 +92,24 @@ class Spectrum:
 
     def _solve(self, right: NDArray[np.float64], ridge: float) -> NDArray[np.float64]:
         """Return (X'X + ridge I)^-1 right, also for what lies outside of the rows' span."""
-        inside = self.basis.T @ right
-        shrunk = self.basis @ (inside / (self.values + ridge)[:, None])
-        if self.basis.shape[1] == self.dim:
-            return shrunk
-        return shrunk + (right - self.basis @ inside) / ridge
+        from scipy.linalg import cho_factor, cho_solve
 
+        if ridge <= self.noise:
+            values, basis = self._spectrum
+            inside = basis.T @ right
+            return basis @ (inside / (values + ridge)[:, None]) + (right - basis @ inside) / ridge
+        factor = cho_factor(self.inner + ridge * np.eye(len(self.inner)), overwrite_a=True, check_finite=False)
+        if self.rows is None:
+            return np.asarray(cho_solve(factor, right, check_finite=False))
+        return (right - self.rows.T @ cho_solve(factor, self.rows @ right, check_finite=False)) / ridge
 
-class Spectra:
-    """The decompositions made last, for heads that need the same one; safe to ask from many threads.
-
-    Examples
-    --------
-    >>> X, codes = np.eye(3), np.array([0, 0, 1])
-    >>> spectra = Spectra()
-    >>> spectra.of(X, codes) is spectra.of(X.copy(), codes)
-    True
-    """
-
-    def __init__(self) -> None:
-        self._made: dict[bytes, Future[Spectrum]] = {}
-        self._lock = threading.Lock()
-
-    def of(self, X: Array, codes: NDArray[np.integer]) -> Spectrum:
-        """Return the `Spectrum` of these vectors; who asks while it is being made waits for it."""
-        digest = hashlib.blake2b(np.ascontiguousarray(X).data, digest_size=32)
-        digest.update(repr((X.shape, X.dtype, codes.tobytes())).encode())
-        key = digest.digest()
-        with self._lock:
-            asked = self._made.get(key)
-            made = self._made.setdefault(key, Future()) if asked is None else asked
-            while len(self._made) > _KEPT:
-                del self._made[next(iter(self._made))]
-        if asked is None:
-            try:
-                made.set_result(Spectrum(X, codes))
-            except BaseException as error:
-                made.set_exception(error)
-                raise
-        return made.result()
+    @cached_property
+    def _spectrum(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Eigenvalues of X'X that are more than rounding, and their directions (d, rank)."""
+        values, basis = np.linalg.eigh(self.inner)
+        kept = values > values[-1] * 1e-7
+        values, basis = values[kept], basis[:, kept]
+        return values, basis if self.rows is None else self.rows.T @ (basis / np.sqrt(values))
 
 
 class LogisticPath:

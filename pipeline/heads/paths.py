@@ -1,6 +1,5 @@
 """Fitting one head with many strengths: work that they share is done once."""
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.heads.classifiers import make_head
-from pipeline.heads.linear import LogisticPath, Spectra
+from pipeline.heads.linear import LogisticPath, Scatter
 
 Params = Mapping[str, Any]
 
@@ -23,7 +22,6 @@ def fit_path(
     seed: int = 0,
     temperature: float | None = None,
     rough: bool = False,
-    spectra: Spectra | None = None,
 ) -> Iterator[Any]:
     """Fit one head with each of several parameters, in the order given.
 
@@ -42,8 +40,6 @@ def fit_path(
         Of heads that have decision values alone, where it is known; None to choose it out of fold.
     rough : bool
         For comparing heads, not for keeping them: kernels are computed with BLAS.
-    spectra : Spectra or None
-        Where decompositions are kept that other heads may need on the same rows.
 
     Yields
     ------
@@ -61,14 +57,14 @@ def fit_path(
     heads = [make_head(name, params, seed) for params in grid]
     wrapped = isinstance(heads[0][-1], SoftmaxHead)
     bases = [head[-1].estimator if wrapped else head[-1] for head in heads]
+    solve = _solver(name, grid, bases)
     if rough and name == "svm" and all(set(params) <= {"C"} for params in grid):
         from pipeline.heads.kernel_svm import KernelSVC
 
-        bases = [KernelSVC(base) for base in bases]
-    solve = _solver(name, grid, bases, spectra or Spectra())
-    if solve is None and not (wrapped and temperature):
+        bases, solve = [KernelSVC(base) for base in bases], _kernel_machines
+    if solve is None and wrapped and not temperature:
         for head in heads:
-            yield head.fit(X, y, **({"head__units": units} if wrapped else {}))
+            yield head.fit(X, y, head__units=units)
         return
     before = heads[0][:-1]
     Z = before.fit_transform(X, y)
@@ -97,9 +93,7 @@ def _fit(bases: Sequence[Any], solve: "Solve | None", Z: NDArray[np.float32], y:
         yield base
 
 
-def _logistic(
-    _: Spectra, Z: NDArray[np.float32], codes: Any, classes: Any, bases: Sequence[Any]
-) -> Iterator[dict[str, Any]]:
+def _logistic(Z: NDArray[np.float32], codes: Any, classes: Any, bases: Sequence[Any]) -> Iterator[dict[str, Any]]:
     from sklearn.utils.class_weight import compute_class_weight
 
     weights = compute_class_weight(bases[0].class_weight, classes=classes, y=classes[codes])[codes]
@@ -109,14 +103,12 @@ def _logistic(
         yield {"coef_": coef, "intercept_": intercept, "n_iter_": np.array([path.steps], np.int32)}
 
 
-def _ridge(
-    spectra: Spectra, Z: NDArray[np.float32], codes: Any, classes: Any, bases: Sequence[Any]
-) -> Iterator[dict[str, Any]]:
+def _ridge(Z: NDArray[np.float32], codes: Any, classes: Any, bases: Sequence[Any]) -> Iterator[dict[str, Any]]:
     from sklearn.preprocessing import LabelBinarizer
 
-    spectrum = spectra.of(Z, codes)
+    scatter = Scatter(Z, codes)
     for base in bases:
-        coef, intercept = spectrum.ridge(base.alpha)
+        coef, intercept = scatter.ridge(base.alpha)
         yield {
             "coef_": coef,
             "intercept_": intercept,
@@ -124,33 +116,39 @@ def _ridge(
         }
 
 
-def _lda(
-    spectra: Spectra, Z: NDArray[np.float32], codes: Any, classes: Any, bases: Sequence[Any]
-) -> Iterator[dict[str, Any]]:
-    spectrum = spectra.of(Z, codes)
+def _lda(Z: NDArray[np.float32], codes: Any, classes: Any, bases: Sequence[Any]) -> Iterator[dict[str, Any]]:
+    scatter = Scatter(Z, codes)
     for base in bases:
-        coef, intercept = spectrum.lda(base.shrinkage)
-        yield {"coef_": coef, "intercept_": intercept, "priors_": spectrum.shares, "means_": spectrum.means}
+        coef, intercept = scatter.lda(base.shrinkage)
+        yield {"coef_": coef, "intercept_": intercept, "priors_": scatter.shares, "means_": scatter.means}
+
+
+def _kernel_machines(
+    Z: NDArray[np.float32], codes: Any, classes: Any, bases: Sequence[Any]
+) -> Iterator[dict[str, Any]]:
+    kernel = None
+    for base in bases:
+        kernel = base.fit(Z, classes[codes], kernel).kernel_
+        yield {"kernel_": None}  # large, and the next one has it
 
 
 Solve = Callable[[NDArray[np.float32], Any, Any, Sequence[Any]], Iterator[dict[str, Any]]]
-Solver = Callable[[Spectra, NDArray[np.float32], Any, Any, Sequence[Any]], Iterator[dict[str, Any]]]
 # Head: the one parameter that may differ within a path, what may be given, the bound below which it must lie, and
 # what fits them together.
-SHARED: dict[str, tuple[str, frozenset[str], float, Solver]] = {
+SHARED: dict[str, tuple[str, frozenset[str], float, Solve]] = {
     "logreg": ("C", frozenset({"C", "class_weight"}), np.inf, _logistic),
     "ridge": ("alpha", frozenset({"alpha"}), np.inf, _ridge),
     "lda": ("shrinkage", frozenset({"shrinkage"}), 1.0, _lda),
 }
 
 
-def _solver(name: str, grid: Sequence[Params], bases: Sequence[Any], spectra: Spectra) -> Solve | None:
+def _solver(name: str, grid: Sequence[Params], bases: Sequence[Any]) -> Solve | None:
     """Return what fits these parameters together, None where scikit-learn fits them one by one."""
     if name not in SHARED:
         return None
-    strength, others, bound, solver = SHARED[name]
+    strength, others, bound, solve = SHARED[name]
     values = [getattr(base, strength, None) for base in bases]
     plain = all(isinstance(value, (int, float)) and 0 < value < bound for value in values)
     same = len({str({**params, strength: None}) for params in grid}) == 1
     usable = plain and same and all(set(params) <= others for params in grid)
-    return functools.partial(solver, spectra) if usable else None
+    return solve if usable else None

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import TrainingError, count_of
+from pipeline.features.threads import cores
 from pipeline.heads.arrays import softmax
 from pipeline.heads.classifiers import HEADS
 from pipeline.heads.evaluation import shorten
-from pipeline.heads.fitting import Fitter, Rows, cores
+from pipeline.heads.fitting import Fitter, Rows
 from pipeline.heads.folds import Folds
 from pipeline.heads.paths import SHARED
 
@@ -20,8 +21,7 @@ AUTO = "auto"
 TIMES = ("fit_seconds", "predict_seconds_per_1000")  # what the leaderboard says of time
 DEFAULT_BUDGET = 60.0
 DEFAULT_FOLDS = 5
-# Who races, quick ones first, and how the time of a fit grows with the images: to this power. Ridge and LDA need the
-# same decomposition, so they do not start side by side.
+# Who races, quick ones first, and how the time of a fit grows with the images: to this power.
 RACE = {
     "logreg": 1.0,
     "ridge": 2.0,
@@ -33,6 +33,7 @@ RACE = {
 }
 _PILOT = 4  # a head whose time is unknown is first tried on one image in so many
 _CLEARLY = 2.0  # standard errors
+_SURELY = 3.0  # the same for log losses, whose tails are long
 _FINALISTS = 3
 _SHOWN = 12
 
@@ -123,8 +124,12 @@ class Choice:
 
 def score(truth: NDArray[np.int64], proba: NDArray[np.float64]) -> dict[str, float]:
     """Return ``accuracy`` and ``log_loss`` of probabilities (n, K)."""
-    own = np.clip(proba[np.arange(len(truth)), truth], 1e-15, 1.0)
-    return {"accuracy": float((proba.argmax(axis=1) == truth).mean()), "log_loss": float(-np.log(own).mean())}
+    accuracy = float((proba.argmax(axis=1) == truth).mean())
+    return {"accuracy": accuracy, "log_loss": float(_losses(truth, proba).mean())}
+
+
+def _losses(truth: NDArray[np.int64], proba: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(-np.log(np.clip(proba[np.arange(len(truth)), truth], 1e-15, 1.0)))
 
 
 def choose(fitter: Fitter, head: str, params: Mapping[str, Any], cv: int | None, progress: Progress = None) -> Choice:
@@ -204,7 +209,8 @@ def race(fitter: Fitter, cv: int | None = None, budget: float = DEFAULT_BUDGET, 
     All start in the first fold; a head of one candidate that is clearly worse than the first head on a quarter
     of its images goes no further (successive halving: Jamieson and Talwalkar, AISTATS 2016). Who is clearly worse
     there than the best (by more than two standard errors of the paired difference, image by image, as in
-    McNemar's test) drops out; the others go on, the best first,
+    McNemar's test) drops out, and so does a strength that another of its head outdoes (no more accurate, and its log
+    loss larger by more than three standard errors of the paired difference); the others go on, the best first,
     through the other folds (Maron and Moore, "Hoeffding Races", NIPS 1993, with a paired test). Where there are
     both a validation and a test split, the validation split then chooses among the finalists, else the folds do: the
     smallest log loss among those whose accuracy is not clearly worse than the best.
@@ -270,27 +276,25 @@ def _decide(fitter: Fitter, board: list[Candidate], notes: list[str]) -> Choice:
     best, chosen_on = finalists[0], "cross-validation"
     if len(validation) and len(data.rows("test")) and len(finalists) > 1:
         chosen_on = "validation"
-        answers = []
-        for each in finalists:
-            each.fitted = _refit(fitter, each)
-            answers.append(fitter.probabilities(each.fitted, validation))
-            each.validation = score(y[validation], answers[-1])
+        list(_in_threads(cores(), _refit, [(fitter, each) for each in finalists]))
+        answers = [fitter.probabilities(each.fitted, validation) for each in finalists]
+        for each, proba in zip(finalists, answers, strict=True):
+            each.validation = score(y[validation], proba)
         best = finalists[_surest(answers, y[validation])[0]]
         named = ", ".join(each.head for each in finalists)
         notes.append(f"the validation images chose {best.head} among the finalists {named}")
     else:
-        best.fitted = _refit(fitter, best)
+        _refit(fitter, best)
         notes.append(f"the folds chose {best.head}")
     judged = np.flatnonzero(best.judged)
     rows = [{**each.row(y), "chosen": each is best} for each in board]
     return Choice(best.head, best.params, rows, chosen_on, best.fitted, best.proba[judged], judged, tuple(notes))
 
 
-def _refit(fitter: Fitter, each: Candidate) -> Any:
+def _refit(fitter: Fitter, each: Candidate) -> None:
     """Fit on the whole training split; the folds have found the temperature already, out of fold."""
     temperature = float(np.exp(np.mean(np.log(sorted(each.temperatures))))) if each.temperatures else None
-    (fitted,) = fitter.fit(each.head, [each.params], fitter.data.rows("train"), temperature=temperature)
-    return fitted
+    (each.fitted,) = fitter.fit(each.head, [each.params], fitter.data.rows("train"), temperature=temperature)
 
 
 @dataclass
@@ -396,12 +400,28 @@ def _tempered(proba: NDArray[np.float64], truth: NDArray[np.int64]) -> tuple[NDA
 
 
 def _survivors(started: Sequence[Candidate], y: NDArray[np.int64]) -> dict[str, list[Candidate]]:
-    """Return who is not clearly worse than the best, by head, the best head first, each in the order of its path."""
+    """Return who may still be chosen, by head, the best head first, each in the order of its path.
+
+    That is who is not clearly less accurate than the most accurate one, and not outdone by another strength of the
+    same head: no more accurate, and with a surely larger log loss, image by image.
+    """
     rows = np.logical_and.reduce([each.judged for each in started])
-    alive = set(_surest([each.proba[rows] for each in started], y[rows]))
+    answers, truth = [each.proba[rows] for each in started], y[rows]
+    close = _surest(answers, truth)
+    leaders: dict[str, int] = {}
+    for number in close:  # the smallest log loss comes first
+        leaders.setdefault(started[number].head, number)
+    alive = {each for each in close if not _outdone(answers[each], answers[leaders[started[each].head]], truth)}
     ranked = sorted(alive, key=lambda number: _rank(started[number].score(y)), reverse=True)
     heads = dict.fromkeys(started[number].head for number in ranked)
     return {head: [started[n] for n in sorted(alive) if started[n].head == head] for head in heads}
+
+
+def _outdone(proba: NDArray[np.float64], best: NDArray[np.float64], truth: NDArray[np.int64]) -> bool:
+    """Say whether answers (n, K) are no more accurate than others and their log loss is surely larger."""
+    more = _losses(truth, proba) - _losses(truth, best)
+    error = float(more.std()) / np.sqrt(len(more))
+    return score(truth, proba)["accuracy"] <= score(truth, best)["accuracy"] and float(more.mean()) > _SURELY * error
 
 
 def _finalists(board: Sequence[Candidate], y: NDArray[np.int64]) -> list[Candidate]:
@@ -449,7 +469,10 @@ def _possible_folds(y: NDArray[np.int64], units: NDArray[np.int64]) -> int:
 def _in_threads(jobs: int, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
     """Call a function in threads and yield what it returns as it comes; NumPy and scikit-learn release the lock."""
     from joblib import Parallel, delayed
+    from threadpoolctl import threadpool_limits
 
+    if jobs > 1:  # OpenMP would start as many threads again in each
+        function = threadpool_limits.wrap(limits=1, user_api="openmp")(function)
     parallel = Parallel(n_jobs=jobs, backend="threading", pre_dispatch="n_jobs", return_as="generator_unordered")
     return iter(parallel(delayed(function)(*call) for call in calls))
 

@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError, TrainingError, UsageError, count_of, installed_versions
+from pipeline.features.threads import one_blas_thread
 from pipeline.features.weights import TUNED
 from pipeline.heads.binary import two_class_facts
 from pipeline.heads.bundle import Bundle
 from pipeline.heads.classifiers import Calibrate, make_head
 from pipeline.heads.evaluation import evaluate
-from pipeline.heads.fitting import Fitter, one_blas_thread
+from pipeline.heads.fitting import Fitter
 from pipeline.heads.joining import Features, TrainingData, load_training_data
 from pipeline.heads.learning_curve import learning_curve
 from pipeline.heads.novelty import FALSE_ALARMS, Novelty
@@ -30,6 +31,7 @@ from pipeline.images.findings import Finding, read_findings
 
 SPLITS = ("train", "validation", "test")
 TRUST_FOLDS = 3  # for calibration and abstention, where choosing made no folds
+ENOUGH = 300  # validation images from which a network learns its temperature; with 36 it was worse than by folds
 
 
 class TrainingOptions(TypedDict, total=False):
@@ -113,8 +115,8 @@ def train_head(
     """
     asked = _Options(**options)
     params, given_cv = dict(params or {}), cv
-    _check_options(head, params, cv, seed, asked.budget)
     asked.trust.check()
+    _check_options(head, params, cv, seed, asked.budget)
     findings = read_findings(asked.exclude) if asked.exclude else []
     data = load_training_data(features, seed, findings)
     tuned = any(store.recipe.weights == TUNED for store in data.stores)
@@ -143,10 +145,11 @@ def train_head(
         growth = learning_curve(fitter, chosen.head, chosen.params) if asked.curve else {}
         # Calibration changes the head in place where it ends in a softmax.
         raw = _answers(fitter, fitted)
+        by_validation = tuned or _validation_calibrates(data, fitted, chosen, asked.trust)
 
         def held_out() -> HeldOut | None:  # folds cost fits, and images that the network has learned from make none
             classes = fitted.classes_
-            return _of_validation(data, raw, classes) if tuned else _of_folds(fitter, chosen, classes)
+            return _of_validation(data, raw, classes) if by_validation else _of_folds(fitter, chosen, classes)
 
         safeguards, said = learn_safeguards(asked.trust, fitted, held_out, seed)
     if asked.trust.novelty:
@@ -156,6 +159,8 @@ def train_head(
     notes += [*chosen.notes, *said]
     if tuned:
         notes.append("the network was tuned on the training images, so calibration learned from the validation images")
+    elif by_validation:
+        notes.append("calibration learned from the validation images, which also chose when to stop")
     if scored_on == chosen.chosen_on:
         images = "validation images" if scored_on == "validation" else "folds"
         notes.append(f"the {images} also chose the parameters, so this score is a little too good")
@@ -283,14 +288,14 @@ def _check_options(head: str, params: Mapping[str, Any], cv: int | None, seed: i
         raise UsageError("head 'auto' chooses the parameters itself; name a head, or leave out the parameters")
     if not 0 <= seed < 2**32:
         raise UsageError(f"seed {seed} is no random_state of scikit-learn; give a whole number from 0 to {2**32 - 1}")
-    if head != AUTO:
-        make_head(head, params, seed)
     if budget is not None and head != AUTO:
         raise UsageError(f"a budget is for head 'auto', not for {head!r}; leave it out")
     if budget is not None and not 0 < budget < float("inf"):
         raise UsageError(f"budget {budget} is no time; give seconds above 0, such as 60")
     if cv is not None and cv < 2:
         raise UsageError(f"cv {cv} makes no folds; give 2 or more")
+    if head != AUTO:
+        make_head(head, params, seed)  # last, for it imports scikit-learn
 
 
 def _check_tuned(data: TrainingData, head: str, cv: int | None, curve: bool) -> None:
@@ -309,6 +314,22 @@ def _answers(fitter: Fitter, fitted: Any, calibrate: Calibrate | None = None) ->
     """Return the probabilities of the splits that the head has not seen."""
     rows = {split: fitter.data.rows(split) for split in ("validation", "test")}
     return {split: fitter.probabilities(fitted, each, calibrate) for split, each in rows.items() if len(each)}
+
+
+def _validation_calibrates(data: TrainingData, fitted: Any, chosen: Choice, trust: Trust) -> bool:
+    """Say whether the validation images, by which a network stopped, may teach it its temperature, too.
+
+    They do so as well as folds, which would train it three times more. A threshold and curves want more images, and
+    without a test split the validation images are those that the score comes from.
+    """
+    return (
+        hasattr(fitted[-1], "keras_model")
+        and trust.calibration in ("auto", "temperature")
+        and trust.abstain is None
+        and chosen.folded is None
+        and len(data.rows("test")) > 0
+        and len(data.rows("validation")) >= ENOUGH
+    )
 
 
 def _of_validation(

@@ -38,7 +38,8 @@ class Trust:
     ----------
     calibration : str
         ``"temperature"``, ``"isotonic"``, ``"none"``, or ``"auto"``: a temperature, except for heads whose
-        probabilities come from one already (ridge, svm, ...). Learned from predictions out of fold.
+        probabilities come from one already (ridge, svm, ...). Learned from predictions out of fold; the temperature of
+        a network also from many validation images.
     abstain : float or None
         Accuracy that accepted answers shall have; less sure ones get the status ``abstain``.
     novelty : bool
