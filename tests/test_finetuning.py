@@ -190,10 +190,13 @@ def test_what_the_network_learned_from_is_not_asked_again(tuned, start, tmp_path
     folder, _, report = tuned
     assert report.trust["held_out"] == 10  # the validation images
     assert report.trust["abstain"]["asked"] == 0.5
-    told = "the network was tuned on the training images, so calibration learned from the validation images"
-    assert told in report.notes
+    assert report.trust["calibration"] == "none"
+    told = (
+        "tuned on the training images, so the validation images chose when to stop and set the threshold for abstaining"
+    )
+    assert any(told in note for note in report.notes)
     refused = "the network was tuned on training images, so parts of them prove nothing; leave out"
-    for options, what in (({"cv": 3}, "cv"), ({"curve": True}, "curve"), ({"head": "auto"}, "head 'auto'")):
+    for options, what in (({"cv": 3}, "--cv"), ({"curve": True}, "--curve"), ({"head": "auto"}, "--head auto")):
         with pytest.raises(UsageError, match=f"{refused} {what}"):
             train_head(folder / "t.h5", **options)
     with FeatureStore(folder / "t.h5") as store:
@@ -354,7 +357,7 @@ def test_a_network_whose_cells_reach_far_back_cannot_be_tuned():
         LastBlocks(Recipe("nasnetmobile", "random:0", size=32))
 
 
-def test_wrong_requests(start, tmp_path):
+def test_wrong_requests(start, tmp_path, monkeypatch):
     bundle = Bundle.load(start / "b.bundle")
     (recipe,) = bundle.recipes
     for changes, words in (
@@ -365,12 +368,13 @@ def test_wrong_requests(start, tmp_path):
             r"the bundle's network is a \.keras model; tune it with",
         ),
         ({"multi_label": ";"}, "the bundle has several labels for an image"),
+        ({"recipes": (Recipe("mobilenet", "random:0"),)}, "random weights, so there is nothing to tune; take trained"),
     ):
         with pytest.raises(UsageError, match=words):
             fine_tune(dataclasses.replace(bundle, **changes), tmp_path / "t.bundle")
     for tuning, words in (
         (Tuning(epochs=0), "epochs 0 is too few; give 1 or more"),
-        (Tuning(learning_rate=2), "learning_rate 2 is none; give one such as 3e-4"),
+        (Tuning(learning_rate=2), "learning_rate 2 is not between 0 and 1; give one such as 3e-4"),
         (Tuning(views="many"), "views 'many'"),
     ):
         with pytest.raises(UsageError, match=words):
@@ -382,6 +386,15 @@ def test_wrong_requests(start, tmp_path):
         fine_tune(start / "b.bundle", tmp_path / "t.bundle")
     with pytest.raises(UsageError, match="names no folder"):
         fine_tune(bundle, "/")
+    for out in (tmp_path / "t2.h5", start / "b.bundle" / "in"):
+        with pytest.raises(UsageError, match="is no place for a bundle; give one such as artifacts/tuned"):
+            fine_tune(bundle, out)
+    asked = {**bundle.provenance, "asked": {**bundle.provenance["asked"], "abstain": 0.95}}
+    with pytest.raises(TrainingError, match=r"accuracy of 0\.95 after tuning takes 90 validation images, not 10"):
+        fine_tune(dataclasses.replace(bundle, provenance=asked), tmp_path / "t3.bundle")
+    monkeypatch.setattr(finetuning, "_TOLERANCE", -1.0)
+    with pytest.raises(TrainingError, match="maps after conv_pw_10_relu lead to other probabilities than the"):
+        fine_tune(bundle, tmp_path / "t4.bundle", speed=KERAS)
 
 
 def test_photographs_that_are_gone_or_changed(start, small, tmp_path):
@@ -394,12 +407,13 @@ def test_photographs_that_are_gone_or_changed(start, small, tmp_path):
         return fine_tune(bundle, tmp_path / "t.bundle", tuning=QUICK, speed=KERAS)[1]
 
     (photos / "train" / "flat" / "0.png").unlink()
-    assert "1 image could not be read any more and took no part" in tune().notes
+    told = "1 image could not be read any more and took no part, the first 'train/flat/0.png'"
+    assert told in tune().notes
     for path in tmp_path.glob("t.*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     for number in range(5):
         shutil.copy(photos / "test" / "flat" / f"{number}.png", photos / "validation" / "steep" / f"{number}.png")
-    with pytest.raises(TrainingError, match="maps after conv_pw_10_relu lead to other probabilities than the"):
+    with pytest.raises(TrainingError, match=r"5 photographs changed since the extraction, the first 'val"):
         tune()
     shutil.rmtree(photos / "validation")
     (tmp_path / "t.maps.h5").unlink()

@@ -9,7 +9,7 @@ from conftest import paint
 from test_cli import made, run  # noqa: F401 - fixtures
 from test_store import make_index
 
-from pipeline.errors import LockedError, PipelineError, UsageError
+from pipeline.errors import LockedError, PipelineError, StoreError, UsageError
 from pipeline.features import vector_index
 from pipeline.features.extraction import locked
 from pipeline.features.neighbours import nearest
@@ -106,9 +106,24 @@ def test_the_image_as_it_is_stands_for_its_views(tmp_path):
     assert VectorIndex.of(store).nearest(X[7, 0], 1)[0].tolist() == [7]
 
 
+def test_a_folder_in_its_place(tmp_path):
+    store = store_of(tmp_path / "f.h5", clusters(50))
+    index_path(store).mkdir()
+    with pytest.raises(StoreError, match=r"f\.h5\.index: Is a directory; remove it, or search without --index"):
+        VectorIndex.of(store)
+
+
+def test_faiss_says_nothing(tmp_path, capfd):
+    VectorIndex.of(store_of(tmp_path / "f.h5", clusters(208)))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_one_process_makes_it(tmp_path):
     store = store_of(tmp_path / "f.h5", clusters(50))
-    with locked(index_path(store)), pytest.raises(LockedError, match=r"f\.h5\.index is being written by process"):
+    with (
+        locked(index_path(store)),
+        pytest.raises(LockedError, match=r"f\.h5\.index is being written by .*wait for it; or search without"),
+    ):
         VectorIndex.of(store)
 
 

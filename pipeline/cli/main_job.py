@@ -307,7 +307,7 @@ def finetune(
     from pipeline.features.engines import Speed
     from pipeline.heads.records import RUNS_FILE, append_record, record_of
 
-    made, report = fine_tune(
+    _, report = fine_tune(
         bundle,
         out,
         features=features,
@@ -318,7 +318,7 @@ def finetune(
     )
     places = Places.of(out)
     append_record(places.bundle.parent / RUNS_FILE, record_of(report, places.bundle))
-    files = {"bundle": out, "features": str(places.features), "weights": made.recipes[0].weights_path}
+    files = {"bundle": out, "features": str(places.features), "weights": str(places.weights)}
     if as_json:
         print_json({**files, "accuracy": report.accuracy, **report.to_dict()})
         return

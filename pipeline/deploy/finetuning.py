@@ -27,7 +27,8 @@ from pipeline.features.recipe import LAST, Recipe
 from pipeline.features.store import FeatureStore
 from pipeline.features.threads import one_blas_thread
 from pipeline.features.weights import TUNED, file_sha256
-from pipeline.heads.bundle import Bundle
+from pipeline.heads.abstention import needed
+from pipeline.heads.bundle import DESCRIPTION, Bundle
 from pipeline.heads.joining import TrainingData
 from pipeline.heads.report import Report
 from pipeline.heads.search import AUTO
@@ -80,7 +81,7 @@ class Tuning:
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} {getattr(self, name)} is too few; give 1 or more")
         if not 0 < self.learning_rate < 1:
-            raise UsageError(f"learning_rate {self.learning_rate:g} is none; give one such as 3e-4")
+            raise UsageError(f"learning_rate {self.learning_rate:g} is not between 0 and 1; give one such as 3e-4")
         parse_views(self.views)
 
 
@@ -105,6 +106,8 @@ class Places:
         bundle = Path(out)
         if not bundle.name:
             raise UsageError(f"{str(out)!r} names no folder; give one such as artifacts/tuned.bundle")
+        if bundle.suffix in (".h5", ".hdf5") or (bundle.parent / DESCRIPTION).exists():
+            raise UsageError(f"{out} is no place for a bundle; give one such as artifacts/tuned.bundle")
         stem = bundle.name.removesuffix(".bundle")
         return cls(bundle, *(bundle.with_name(stem + ending) for ending in (".h5", ".weights.h5", ".maps.h5")))
 
@@ -177,11 +180,7 @@ def fine_tune(
     data = training_data_of(start, given)
     inputs = [store.path for store in data.stores] + ([] if isinstance(bundle, Bundle) else [Path(bundle)])
     places.check([*inputs, Path(recipe.weights_path)], overwrite=overwrite)
-    if not len(data.rows("validation")):
-        raise TrainingError(
-            "no validation images say when tuning must stop; train the bundle on a file that has some, or that has no"
-            " splits, so that they are drawn"
-        )
+    _check_judges(data, asked_of(start).get("abstain"))
     blocks = LastBlocks(recipe, tuning.after, tuning.seed)
     extraction = _Extraction(_manifest_of(data), speed, phases)
     with extraction.fill(places.maps, blocks.input_recipe(tuning.views), "float16") as maps:
@@ -195,7 +194,7 @@ def fine_tune(
     tuned = replace(recipe, weights=TUNED, weights_sha256=digest, weights_path=path)
     with extraction.fill(places.features, tuned, str(data.stores[0].dtype)) as store:
         made, report = train_head(store, **_asked(start))
-        lost = len(data.paths) - len(store)
+        lost = store.skipped
     facts = {
         **asdict(tuning),
         "bundle": "" if isinstance(bundle, Bundle) else str(Path(bundle).absolute()),
@@ -225,6 +224,8 @@ def _tunable(bundle: Bundle) -> Recipe:
     if len(bundle.recipes) != 1:
         raise UsageError(f"the bundle joins {len(bundle.recipes)} networks; tune a bundle of one of them")
     (recipe,) = bundle.recipes
+    if recipe.weights.startswith("random"):
+        raise UsageError("the bundle's network has random weights, so there is nothing to tune; take trained ones")
     if recipe.layers != (LAST,):
         raise UsageError(f"the bundle's features are the layers {'+'.join(recipe.layers)}; tune one of the last layer")
     if recipe.row is None:
@@ -245,6 +246,21 @@ def _asked(bundle: Bundle) -> dict[str, Any]:
         "average_views": bundle.average_views,
         "trust": Trust(**trust),
     }
+
+
+def _check_judges(data: TrainingData, abstain: float | None) -> None:
+    """Raise TrainingError where there are too few validation images for what they must decide."""
+    count = len(data.rows("validation"))
+    if not count:
+        raise TrainingError(
+            "no validation images say when tuning must stop; train the bundle on a file that has some, or that has no"
+            " splits, so that they are drawn"
+        )
+    if abstain is not None and count < needed(abstain):
+        raise TrainingError(
+            f"the bundle abstains, and to promise an accuracy of {abstain:g} after tuning takes {needed(abstain)}"
+            f" validation images, not {count}; add some, or train the bundle without --abstain"
+        )
 
 
 def _manifest_of(data: TrainingData) -> Manifest:
@@ -306,14 +322,20 @@ def _soft_head(data: TrainingData) -> Any:
 
 def _check_start(blocks: LastBlocks, maps: FeatureStore, head: Any, data: TrainingData) -> None:
     """Raise TrainingError unless the blocks say of feature maps what the head says of the network's vectors."""
+    store, all_paths = data.stores[0], Texts.of(maps.paths)
+    changed = (maps.index.digests != store.index.digests[store.positions.find(all_paths)]).any(axis=1)
+    if changed.any():
+        raise TrainingError(
+            f"{count_of(int(changed.sum()), 'photograph')} changed since the extraction, the first"
+            f" {maps.paths[int(changed.argmax())]!r}; extract and train the bundle anew"
+        )
     rows = np.flatnonzero(np.array(maps.splits) == "validation")[:_CHECKED]
     vectors = data.X[Positions(Texts.of(data.paths)).find(Texts.of(maps.paths[row] for row in rows)), 0]
     own = maps.take(rows).reshape(len(rows), maps.views, -1)[:, 0]
     if (away := np.abs(blocks.probabilities(own) - head.predict_proba(vectors)).max()) > _TOLERANCE:
         raise TrainingError(
             f"feature maps after {blocks.after} lead to other probabilities than the stored vectors do (by {away:.2f}):"
-            " photographs have changed, or the layer's numbers are too small for float16; extract anew, or name another"
-            " layer with after"
+            " the layer's numbers may be too small for float16; name another layer with --after"
         )
 
 
@@ -376,8 +398,11 @@ def _judge(blocks: LastBlocks, samples: _Samples, rows: NDArray[np.int64], batch
     return {"val_loss": float(np.concatenate(losses).mean()), "val_accuracy": float(np.concatenate(right).mean())}
 
 
-def _told(start: Bundle, report: Report, facts: Mapping[str, Any], lost: int) -> list[str]:
+def _told(start: Bundle, report: Report, facts: Mapping[str, Any], lost: Mapping[str, str]) -> list[str]:
     text = f"tuned {facts['weights']:,} weights after {facts['after']}, best in epoch {facts['best_epoch']}"
-    before = start.report.get("metrics", {}).get(report.scored_on, {}).get("accuracy")
-    notes = [text if before is None else f"{text}; accuracy was {before:.3f} before"]
-    return notes + ([f"{count_of(lost, 'image')} could not be read any more and took no part"] if lost else [])
+    if before := start.report.get("metrics", {}).get(report.scored_on):
+        text += f"; before that, accuracy was {before['accuracy']:.3f} and log loss {before['log_loss']:.3f}"
+    if not lost:
+        return [text]
+    first = next(iter(lost))
+    return [text, f"{count_of(len(lost), 'image')} could not be read any more and took no part, the first {first!r}"]

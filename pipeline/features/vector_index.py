@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import PipelineError, StoreError, UsageError
+from pipeline.errors import LockedError, PipelineError, StoreError, UsageError
 from pipeline.features.extraction import locked
 from pipeline.features.neighbours import nearest, unit_rows
 from pipeline.features.store import FeatureStore, first_view, replacing
@@ -77,9 +77,13 @@ class VectorIndex:
         if index is None:
             if not len(store):
                 raise UsageError(f"{store.path} holds no image; extract some first")
-            with locked(path):
-                index = _build(store, seed, progress)
-                _write(path, stamp, index)
+            try:
+                with locked(path):
+                    index = _build(store, seed, progress)
+                    _write(path, stamp, index)
+            except (StoreError, LockedError) as error:
+                told = str(error).removesuffix("choose another --out").removesuffix("or ").rstrip(" ;")
+                raise type(error)(f"{told}; or search without --index") from error
         return cls(store, index)
 
     def nearest(self, query: NDArray[np.floating], k: int = 12) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -122,6 +126,7 @@ def _build(store: FeatureStore, seed: int, progress: Callable[[int, int], None] 
     axes.train(np.concatenate(list(_drawn(store, _FOR_AXES, rng))))
     count = max(1, min(int(4 * len(store) ** 0.5), len(store) // _FOR_A_CELL))
     cells = faiss.index_factory(axes.d_out, f"IVF{count},SQ8")
+    cells.cp.min_points_per_centroid = 1  # it would warn of a few less
     drawn = _drawn(store, _FOR_A_CELL * count, rng)
     cells.train(np.concatenate([axes.apply(vectors) for vectors in drawn]))
     index = faiss.IndexPreTransform(axes, cells)
@@ -154,7 +159,7 @@ def _write(path: Path, stamp: str, index: Any) -> None:
             faiss.write_index(index, faiss.PyCallbackIOWriter(write))
             file.write(digest.digest())
     except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror}; make space, or search without an index") from error
+        raise StoreError(f"cannot write {path}: {error.strerror}; make space") from error
 
 
 def _read(path: Path, stamp: str) -> Any:
@@ -169,6 +174,8 @@ def _read(path: Path, stamp: str) -> Any:
             return faiss.read_index(faiss.PyCallbackIOReader(file.read))
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}; remove it, or search without --index") from error
 
 
 def _header(stamp: str) -> bytes:

@@ -54,7 +54,7 @@ def learn_threshold(right: NDArray[np.bool_], confidence: NDArray[np.float64], a
 
     if not 0 < asked < 1:
         raise UsageError(f"abstain {asked} is no accuracy that can be promised; give one above 0 and below 1")
-    least = int(np.ceil(np.log(1 - CONFIDENCE) / np.log(asked)))
+    least = needed(asked) // 2
     if len(right) < 2 * least:
         raise TrainingError(
             f"to promise an accuracy of {asked:g} takes {2 * least} held-out images, and there are {len(right)};"
@@ -77,6 +77,15 @@ def learn_threshold(right: NDArray[np.bool_], confidence: NDArray[np.float64], a
         )
     # A hair lower, so that equal votes are accepted also where another machine rounds otherwise.
     return 0.0 if accepted.all() and candidate == threshold else threshold * (1 - 1e-9)
+
+
+def needed(asked: float) -> int:
+    """Return how many held-out images it takes to promise an accuracy.
+
+    >>> needed(0.95)
+    90
+    """
+    return 2 * int(np.ceil(np.log(1 - CONFIDENCE) / np.log(asked)))
 
 
 def accepted(right: NDArray[np.bool_], confidence: NDArray[np.float64], threshold: float) -> dict[str, Any]:

@@ -87,7 +87,9 @@ def _front_matter(bundle: "Bundle", metrics: Mapping[str, Any]) -> str:
 def _about(bundle: "Bundle") -> str:
     params = "".join(f", {name} = {value}" for name, value in bundle.params.items())
     counts: Mapping[str, int] = bundle.report.get("counts", {})
-    lines = [f"The head `{bundle.head_name}`{params} on frozen bottleneck vectors:", ""]
+    tuning = bundle.provenance.get("tuning")
+    kind = f"bottleneck vectors of a network tuned after `{tuning['after']}`" if tuning else "frozen bottleneck vectors"
+    lines = [f"The head `{bundle.head_name}`{params} on {kind}:", ""]
     lines += [
         f"- {_plain(str(recipe))}: {dim:,} columns, fingerprint `{recipe.fingerprint}`"
         for recipe, dim in zip(bundle.recipes, bundle.dims, strict=True)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pipeline.errors import ImageError, PipelineError, TrainingError, UsageError
 from pipeline.features.engines import Speed, make_encoder
 from pipeline.features.store import FeatureStore
+from pipeline.features.weights import TUNED
 from pipeline.heads.classifiers import make_head
 from pipeline.heads.evaluation import display_width, printable, shorten, wilson_interval
 from pipeline.heads.joining import Features, load_training_data
@@ -37,8 +38,8 @@ class Contender:
         File, and layer where it is one of several; with " + " between those that were joined.
     columns : int
         Length of the vector.
-    logme : float
-        See `pipeline.heads.transferability.logme`; of the training images.
+    logme : float or None
+        See `pipeline.heads.transferability.logme`; of the training images. None of a network that was tuned on them.
     accuracy : float
         Of the quick head on the validation images, from 0 to 1.
     interval : tuple of two float
@@ -50,7 +51,7 @@ class Contender:
 
     name: str
     columns: int
-    logme: float
+    logme: float | None
     accuracy: float
     interval: tuple[float, float]
     milliseconds: float | None
@@ -111,6 +112,7 @@ def compare(
     costs = [measure_cost(store) for store in data.stores]
     lanes = _lanes(data.stores, join, costs)
     found = []
+    tuned = np.concatenate([np.full(store.dim, store.recipe.weights == TUNED) for store in data.stores])
     for number, (name, columns, milliseconds) in enumerate(lanes):
         vectors = X[:, columns]
         fitted = make_head(head, {}, seed).fit(vectors[train], data.y[train])
@@ -119,7 +121,7 @@ def compare(
             Contender(
                 name=name,
                 columns=len(columns),
-                logme=logme(_levelled(vectors[train]), data.y[train]),
+                logme=None if tuned[columns].any() else logme(_levelled(vectors[train]), data.y[train]),
                 accuracy=right / len(validation),
                 interval=wilson_interval(right, len(validation)),
                 milliseconds=milliseconds,
@@ -127,7 +129,7 @@ def compare(
         )
         if progress:
             progress(number + 1, len(lanes))
-    return sorted(found, key=lambda each: (-each.accuracy, -each.logme))
+    return sorted(found, key=lambda each: (-each.accuracy, -(each.logme or 0.0)))
 
 
 def _levelled(X: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -224,8 +226,9 @@ def format_contenders(contenders: Sequence[Contender], width: int = 80) -> str:
     for name, each in zip(names, contenders, strict=True):
         cost = "-" if each.milliseconds is None else f"{each.milliseconds:.2f}"
         low, high = each.interval
+        score = "-" if each.logme is None else f"{each.logme:.3f}"
         lines.append(
-            f"{name}{' ' * (column - display_width(name))}{each.columns:>9}{each.logme:>9.3f}{each.accuracy:>10.3f}"
+            f"{name}{' ' * (column - display_width(name))}{each.columns:>9}{score:>9}{each.accuracy:>10.3f}"
             f"  {low:.3f} to {high:.3f}{cost:>10}"
         )
     return "\n".join(lines)

@@ -8,6 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
@@ -120,8 +121,10 @@ def train_head(
     findings = read_findings(asked.exclude) if asked.exclude else []
     data = load_training_data(features, seed, findings)
     tuned = any(store.recipe.weights == TUNED for store in data.stores)
+    trust = asked.trust
     if tuned:
         _check_tuned(data, head, cv, asked.curve)
+        trust = _trust_of_tuned(data, trust)
     fitter = Fitter(data, seed, asked.average_views)
     started = time.monotonic()
     train, validation = data.rows("train"), data.rows("validation")
@@ -145,20 +148,20 @@ def train_head(
         growth = learning_curve(fitter, chosen.head, chosen.params) if asked.curve else {}
         # Calibration changes the head in place where it ends in a softmax.
         raw = _answers(fitter, fitted)
-        by_validation = tuned or _validation_calibrates(data, fitted, chosen, asked.trust)
+        by_validation = tuned or _validation_calibrates(data, fitted, chosen, trust)
 
         def held_out() -> HeldOut | None:  # folds cost fits, and images that the network has learned from make none
             classes = fitted.classes_
             return _of_validation(data, raw, classes) if by_validation else _of_folds(fitter, chosen, classes)
 
-        safeguards, said = learn_safeguards(asked.trust, fitted, held_out, seed)
-    if asked.trust.novelty:
+        safeguards, said = learn_safeguards(trust, fitted, held_out, seed)
+    if trust.novelty:
         safeguards = with_novelty(safeguards, data, seed)
     metrics = _metrics(fitter, fitted, chosen, safeguards, raw)
     scored_on = next(name for name in ("test", "validation", "cross-validation") if name in metrics)
     notes += [*chosen.notes, *said]
     if tuned:
-        notes.append("the network was tuned on the training images, so calibration learned from the validation images")
+        notes.append(_tuned_note(trust, scored_on))
     elif by_validation:
         notes.append("calibration learned from the validation images, which also chose when to stop")
     if scored_on == chosen.chosen_on:
@@ -230,9 +233,11 @@ def training_data_of(bundle: Bundle, features: Sequence[str | os.PathLike[str]] 
         If these are others than those of the training.
     """
     provenance = bundle.provenance
-    files = [os.fspath(each) for each in features] or list(provenance.get("features") or [])
-    if not files:
-        raise UsageError("the bundle does not say where its feature file lies; name it with --features")
+    told = list(provenance.get("features") or [])
+    if not features and (not told or any(not Path(file).exists() for file in told)):
+        where = f"lies not at {told[0]} any more" if told else "is not known"
+        raise UsageError(f"the feature file of the bundle {where}; name it with --features")
+    files = [os.fspath(each) for each in features] or told
     findings = [Finding(**finding) for finding in provenance.get("findings") or []]
     data = load_training_data(files, int(provenance.get("seed", 0)), findings)
     made = [store.recipe for store in data.stores]
@@ -301,13 +306,31 @@ def _check_options(head: str, params: Mapping[str, Any], cv: int | None, seed: i
 def _check_tuned(data: TrainingData, head: str, cv: int | None, curve: bool) -> None:
     """Refuse what would ask a tuned network about images that it has learned from."""
     if cv is not None or curve or head == AUTO:
-        what = "cv" if cv is not None else "curve" if curve else "head 'auto'"
+        what = "--cv" if cv is not None else "--curve" if curve else "--head auto"
         raise UsageError(
             f"the network was tuned on training images, so parts of them prove nothing; leave out {what}, or take"
             " features of weights that were not tuned"
         )
     if not len(data.rows("validation")):
         raise TrainingError("the network was tuned, so nothing can be chosen without validation images; add some")
+
+
+def _trust_of_tuned(data: TrainingData, trust: Trust) -> Trust:
+    """Leave calibration to as many validation images as it takes, where others judge; elsewhere it does harm."""
+    if len(data.rows("validation")) < ENOUGH or not len(data.rows("test")):
+        return replace(trust, calibration="none")
+    # A temperature that a head (svm, ridge, ...) fits by folds comes from images that the network knows.
+    return replace(trust, calibration="temperature") if trust.calibration == "auto" else trust
+
+
+def _tuned_note(trust: Trust, scored_on: str) -> str:
+    also = ["chose when to stop"]
+    also += ["calibrated the probabilities"] if trust.calibration != "none" else []
+    also += ["set the threshold for abstaining"] if trust.abstain is not None else []
+    told = f"the network was tuned on the training images, so the validation images {' and '.join(also)}"
+    if trust.calibration == "none":
+        told += f"; probabilities are calibrated only with {ENOUGH} of them, and test images"
+    return told + ("; the score on them is too good" if scored_on == "validation" else "")
 
 
 def _answers(fitter: Fitter, fitted: Any, calibrate: Calibrate | None = None) -> dict[str, NDArray[np.float64]]:

@@ -135,7 +135,8 @@ def write_report(
         for store in answers.stores:
             opened.enter_context(store)
         page = _Page(loaded, answers, options, progress)
-        made = [extract_command(store) for store in answers.stores]
+        tuned = "tuning" in loaded.provenance  # finetune.py makes the feature file too
+        made = [] if tuned else [extract_command(store) for store in answers.stores]
         made += [train_command(loaded, name or "BUNDLE", [str(store.path) for store in answers.stores])]
         html = page.html(
             name, [*made, report_command((name or "BUNDLE", out), features, vars(options), vars(Options()))]
