@@ -345,7 +345,8 @@ def test_a_bundle_and_a_foreign_feature_file(run, made, tmp_path):  # noqa: F811
     assert "end it in .html" in run("report", bundle, "--out", tmp_path / "r.pdf")[2]
     FeatureStore(features).close()
     Path(features).unlink()
-    assert "cannot read the feature file" in run("report", bundle, "--out", tmp_path / "r.html")[2]
+    told = f"the feature file of the bundle lies not at {features} any more; name it with --features"
+    assert told in run("report", bundle, "--out", tmp_path / "r.html")[2]
 
 
 def test_several_labels_an_image_are_refused_with_the_reason(run, photos, tmp_path):  # noqa: F811
