@@ -390,3 +390,21 @@ def test_real_photographs_with_a_real_network(data, tmp_path, monkeypatch):
     assert np.abs(vectors - expected).max() < 1e-5 * np.abs(expected).max()
     with extract(tmp_path / "photos", tmp_path / "f.h5", "mobilenet_0.25", size=128) as store:
         assert store.summary.extracted == 0
+
+
+def test_a_lock_that_goes_with_its_holder_is_tried_again(tmp_path, monkeypatch):
+    acquire, tries = extraction.FileLock.acquire, []
+
+    def late(self, *rest, **more):
+        tries.append(self)
+        if len(tries) < 3:
+            raise extraction.Timeout(self.lock_file)  # held just now; its file is gone when one looks
+        return acquire(self, *rest, **more)
+
+    monkeypatch.setattr(extraction.FileLock, "acquire", late)
+    with extraction.locked(tmp_path / "f.h5"):
+        assert (tmp_path / "f.h5.lock").exists()
+    assert len(tries) == 3
+    monkeypatch.setattr(extraction.FileLock, "acquire", lambda self: (_ for _ in ()).throw(extraction.Timeout("f")))
+    with pytest.raises(StoreError, match="cannot write beside"), extraction.locked(tmp_path / "f.h5"):
+        pass

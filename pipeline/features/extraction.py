@@ -189,21 +189,27 @@ def fill_store(
     return store
 
 
+_ATTEMPTS = 5  # to lock a file whose lock was there, and gone with its holder a moment later
+
+
 @contextlib.contextmanager
 def locked(target: Path) -> Iterator[None]:
     """Hold `target` against other writers, or raise LockedError naming the one that holds it."""
     path = target.with_name(f"{target.name}.lock")
     lock = FileLock(path, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        if not path.exists():
-            raise StoreError(f"cannot write beside {target}; choose another --out") from None
-        raise LockedError(
-            f"{target} is being written by {_holder(path)}; wait for it or choose another --out"
-        ) from None
-    except OSError as error:
-        raise StoreError(f"cannot write beside {target}: {error.strerror}; choose another --out") from error
+    for attempt in range(_ATTEMPTS):
+        try:
+            lock.acquire()
+            break
+        except Timeout:
+            if path.exists():
+                raise LockedError(
+                    f"{target} is being written by {_holder(path)}; wait for it or choose another --out"
+                ) from None
+            if attempt == _ATTEMPTS - 1:
+                raise StoreError(f"cannot write beside {target}; choose another --out") from None
+        except OSError as error:
+            raise StoreError(f"cannot write beside {target}: {error.strerror}; choose another --out") from error
     try:
         with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
             path.write_text(f"process {os.getpid()} on {socket.gethostname()}", "utf-8")
