@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli.shell import check_ending, command, print_json, progress_bar, say, show, speed_options
+from pipeline.cli.shell import check_ending, command, print_json, progress_bar, say, say_notes, show, speed_options
 from pipeline.errors import IntegrityError, PipelineError, UsageError, count_of
 
 
@@ -128,9 +128,7 @@ def report(
         print_json({**vars(written), "path": str(written.path), "plots": [str(path) for path in written.plots]})
         return
     click.echo(f"{written.path}: {written.bytes / 1e6:.1f} MB in {written.seconds:.1f} s; open it in a browser")
-    if not quiet:
-        for note in written.notes:
-            say(f"note: {note}")
+    say_notes(written.notes, quiet)
 
 
 @command
@@ -171,9 +169,7 @@ def audit(features: str, out: str | None, images: bool, seed: int, as_json: bool
         advice = f"; change the column action, then train_head.py --exclude {out}" if labelled else ""
         also = f", with {count_of(kept, 'image')} kept of a group that repeats" if kept else ""
         click.echo(f"{out}: {count_of(rows, 'row')}{also}{advice}")
-    if not quiet:
-        for note in found.notes:
-            say(f"note: {note}")
+    say_notes(found.notes, quiet)
 
 
 @command
@@ -220,8 +216,7 @@ def similar(
     click.echo(lines.getvalue().encode("utf-8", "backslashreplace"), nl=False)
     if out and not quiet:
         say(f"{out}: the photographs")
-        for note in notes:
-            say(f"note: {note}")
+        say_notes(notes, quiet)
 
 
 @command

@@ -15,6 +15,7 @@ from pipeline.cli.shell import (
     progress_bar,
     read_seconds,
     say,
+    say_notes,
     speed_options,
     too_many_bad,
 )
@@ -175,9 +176,7 @@ def train_head(
     click.echo(f"\n{path}: {report.head}{params_text(report.params)}, scored on {report.scored_on}")
     if page:
         click.echo(f"{page}: open it in a browser")
-    if not quiet:
-        for note in report.notes:
-            say(f"note: {note}")
+    say_notes(report.notes, quiet)
 
 
 def _multi_label_options(params: dict[str, Any], seed: int, novelty: bool, **others: Any) -> dict[str, Any]:
@@ -325,6 +324,4 @@ def finetune(
     click.echo(report.table())
     click.echo(f"\n{out}: {report.head}{params_text(report.params)}, scored on {report.scored_on}")
     click.echo(f"{files['features']}, {files['weights']}: its vectors and weights")
-    if not quiet:
-        for note in report.notes:
-            say(f"note: {note}")
+    say_notes(report.notes, quiet)

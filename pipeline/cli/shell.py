@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import click
@@ -92,6 +92,12 @@ def say(text: str) -> None:
     """Write a line on standard error."""
     # Names that are not UTF-8 must not turn a message into a crash.
     click.echo(text.encode("utf-8", "backslashreplace").decode(), err=True)
+
+
+def say_notes(notes: Iterable[str], quiet: bool) -> None:
+    """Write remarks on standard error, unless none are wanted."""
+    for note in () if quiet else notes:
+        say(f"note: {note}")
 
 
 @contextlib.contextmanager

@@ -322,15 +322,15 @@ def _soft_head(data: TrainingData) -> Any:
 
 def _check_start(blocks: LastBlocks, maps: FeatureStore, head: Any, data: TrainingData) -> None:
     """Raise TrainingError unless the blocks say of feature maps what the head says of the network's vectors."""
-    store, all_paths = data.stores[0], Texts.of(maps.paths)
-    changed = (maps.index.digests != store.index.digests[store.positions.find(all_paths)]).any(axis=1)
+    store, paths = data.stores[0], maps.index.paths
+    changed = (maps.index.digests != store.index.digests[store.positions.find(paths)]).any(axis=1)
     if changed.any():
         raise TrainingError(
             f"{count_of(int(changed.sum()), 'photograph')} changed since the extraction, the first"
-            f" {maps.paths[int(changed.argmax())]!r}; extract and train the bundle anew"
+            f" {paths[int(changed.argmax())]!r}; extract and train the bundle anew"
         )
     rows = np.flatnonzero(np.array(maps.splits) == "validation")[:_CHECKED]
-    vectors = data.X[Positions(Texts.of(data.paths)).find(Texts.of(maps.paths[row] for row in rows)), 0]
+    vectors = data.X[Positions(Texts.of(data.paths)).find(paths.take(rows)), 0]
     own = maps.take(rows).reshape(len(rows), maps.views, -1)[:, 0]
     if (away := np.abs(blocks.probabilities(own) - head.predict_proba(vectors)).max()) > _TOLERANCE:
         raise TrainingError(

@@ -56,8 +56,11 @@ class LastBlocks:
         self._network = load_backbone(recipe)
         self._seed = seed
         names = layer_names(self._network)
-        self.after = after or _choose(self._network, names)
-        _check(self._network, names, self.after)
+        if after is None:
+            after = _choose(self._network, names)
+        else:
+            _check(self._network, names, after)
+        self.after = after
         self._tail = keras.Model(self._network.get_layer(names[self.after]).output, self._network.outputs[0])
         self.shape = tuple(int(side) for side in self._tail.inputs[0].shape[1:])
         for layer in self._tail.layers:
