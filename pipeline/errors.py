@@ -9,12 +9,8 @@ pipeline.errors.ImageError: truncated: the file ends in the middle of a row
 """
 
 import contextlib
-import difflib
 import importlib.metadata
 import platform
-from collections.abc import Iterable
-
-_LISTED = 20  # names in a message; more are no help
 
 
 class PipelineError(Exception):
@@ -87,29 +83,6 @@ class TrainingError(PipelineError):
 
 class BundleError(PipelineError):
     """A bundle cannot be saved or loaded."""
-
-
-def count_of(number: int, noun: str) -> str:
-    """Count things in words.
-
-    >>> count_of(1, "image"), count_of(1200, "image")
-    ('1 image', '1,200 images')
-    """
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
-def closest(name: str, known: Iterable[str]) -> str:
-    """Say in a few words which known names come closest to a wrong one.
-
-    >>> closest("mobilnet", ["mobilenet", "vgg16"])
-    'did you mean mobilenet?'
-    """
-    names = list(known)
-    near = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
-    if near:
-        return f"did you mean {' or '.join(near)}?"
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"known are {', '.join(names[:_LISTED])}{more}"
 
 
 def installed_versions(*names: str) -> dict[str, str]:

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ImageError, PipelineError, UsageError
 from pipeline.features.engines import Speed
-from pipeline.features.extraction import Progress, ahead, decode_window
+from pipeline.features.extraction import decode_window
 from pipeline.features.recipe import Recipe
-from pipeline.features.store import FeatureStore, replacing
+from pipeline.features.store import FeatureStore
+from pipeline.files import replacing
 from pipeline.heads.bundle import Bundle
 from pipeline.heads.trust import ABSTAIN, NOVEL, OK
 from pipeline.images.decode import read_bytes
@@ -28,6 +29,7 @@ from pipeline.images.isolation import Decoders
 from pipeline.images.manifest import Manifest
 from pipeline.images.texts import Texts
 from pipeline.images.views import load_kinds, parse_views, split_kinds
+from pipeline.parallel import Progress, ahead
 
 STDOUT = "-"
 _NUMBERS = ("probability", "novelty")  # columns

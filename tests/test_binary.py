@@ -12,9 +12,9 @@ from test_training import make_store
 from pipeline.errors import UsageError
 from pipeline.features.store import FeatureStore, write_store
 from pipeline.heads.binary import format_two_class, two_class_facts
-from pipeline.heads.evaluation import display_width
 from pipeline.heads.training import train_head
 from pipeline.heads.trust import Trust
+from pipeline.wording import display_width
 
 
 def two_class_store(path, counts=(100, 100), noise=1.2, **changes):

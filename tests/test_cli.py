@@ -14,8 +14,8 @@ from conftest import paint
 from test_store import make_index
 
 from pipeline import cli
-from pipeline.features.extraction import locked
 from pipeline.features.store import write_store
+from pipeline.files import locked
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 

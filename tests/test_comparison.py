@@ -14,9 +14,9 @@ from pipeline.features.store import write_store
 from pipeline.heads import comparison
 from pipeline.heads.classifiers import make_head
 from pipeline.heads.comparison import Contender, compare, format_contenders, measure_cost, plot_contenders
-from pipeline.heads.evaluation import display_width
 from pipeline.heads.joining import load_training_data
 from pipeline.heads.transferability import logme
+from pipeline.wording import display_width
 
 
 @pytest.fixture

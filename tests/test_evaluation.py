@@ -8,16 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
-from pipeline.heads.evaluation import (
-    bootstrap_intervals,
-    display_width,
-    evaluate,
-    format_confusion,
-    format_table,
-    printable,
-    shorten,
-    wilson_interval,
-)
+from pipeline.heads.evaluation import bootstrap_intervals, evaluate, format_confusion, format_table, wilson_interval
+from pipeline.wording import display_width, printable, shorten
 
 # Wide characters, accents, escapes, newlines, lone surrogates: all that a folder name may hold.
 NAMES = st.text(max_size=90)

@@ -16,11 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pipeline.features.extraction as extraction
+from pipeline import files
 from pipeline.errors import IntegrityError, LockedError, ManifestError, RecipeMismatchError, StoreError, UsageError
 from pipeline.features.engines import Speed
-from pipeline.features.extraction import ahead, extract, fill_store, locked
+from pipeline.features.extraction import extract, fill_store
 from pipeline.features.plan import Digests
+from pipeline.files import locked
 from pipeline.images.manifest import Manifest
+from pipeline.parallel import ahead
 
 
 def run(folder, out, factory=None, **options):
@@ -393,18 +396,18 @@ def test_real_photographs_with_a_real_network(data, tmp_path, monkeypatch):
 
 
 def test_a_lock_that_goes_with_its_holder_is_tried_again(tmp_path, monkeypatch):
-    acquire, tries = extraction.FileLock.acquire, []
+    acquire, tries = files.FileLock.acquire, []
 
     def late(self, *rest, **more):
         tries.append(self)
         if len(tries) < 3:
-            raise extraction.Timeout(self.lock_file)  # held just now; its file is gone when one looks
+            raise files.Timeout(self.lock_file)  # held just now; its file is gone when one looks
         return acquire(self, *rest, **more)
 
-    monkeypatch.setattr(extraction.FileLock, "acquire", late)
-    with extraction.locked(tmp_path / "f.h5"):
+    monkeypatch.setattr(files.FileLock, "acquire", late)
+    with files.locked(tmp_path / "f.h5"):
         assert (tmp_path / "f.h5.lock").exists()
     assert len(tries) == 3
-    monkeypatch.setattr(extraction.FileLock, "acquire", lambda self: (_ for _ in ()).throw(extraction.Timeout("f")))
-    with pytest.raises(StoreError, match="cannot write beside"), extraction.locked(tmp_path / "f.h5"):
+    monkeypatch.setattr(files.FileLock, "acquire", lambda self: (_ for _ in ()).throw(files.Timeout("f")))
+    with pytest.raises(StoreError, match="cannot write beside"), files.locked(tmp_path / "f.h5"):
         pass

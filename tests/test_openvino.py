@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+from pipeline import files
 from pipeline.errors import EngineError
 from pipeline.features import openvino_engine
 from pipeline.features.engines import Speed, choose_engine, make_encoder
@@ -155,9 +156,9 @@ def test_both_engines_by_name():
 
 def test_the_folder_of_the_cache(monkeypatch):
     monkeypatch.setenv("TWOSTAGE_CACHE", "/somewhere")
-    assert os.fspath(openvino_engine.cache_folder()) == "/somewhere"
+    assert os.fspath(files.cache_folder()) == "/somewhere"
     monkeypatch.delenv("TWOSTAGE_CACHE")
-    assert "twostage" in os.fspath(openvino_engine.cache_folder())
+    assert "twostage" in os.fspath(files.cache_folder())
 
 
 def test_float16_needs_a_gpu():

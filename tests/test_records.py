@@ -10,8 +10,8 @@ from test_training import make_store
 from pipeline import cli
 from pipeline.errors import PipelineError, UsageError
 from pipeline.heads import records
-from pipeline.heads.evaluation import display_width
 from pipeline.heads.records import append_record, differences, format_records, read_records, sorted_records
+from pipeline.wording import display_width
 
 
 def run(number, accuracy=0.5, head="knn", **params):

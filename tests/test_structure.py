@@ -13,7 +13,19 @@ import pytest
 import pipeline
 
 ROOT = Path(pipeline.__file__).parent
-ROOMS = ["errors", "images", "features", "heads", "prediction", "insight", "deploy", "cli"]
+ROOMS = [
+    "errors",
+    "wording",
+    "parallel",
+    "files",
+    "images",
+    "features",
+    "heads",
+    "prediction",
+    "insight",
+    "deploy",
+    "cli",
+]
 MODULES = sorted(module.name for module in pkgutil.walk_packages([str(ROOT)], "pipeline."))
 SLOW_TO_IMPORT = {"tensorflow", "keras", "sklearn", "scipy", "skops", "h5py", "pyarrow", "PIL", "numpy"}
 

@@ -11,10 +11,10 @@ from test_store import make_index
 
 from pipeline.errors import LockedError, PipelineError, StoreError, UsageError
 from pipeline.features import vector_index
-from pipeline.features.extraction import locked
 from pipeline.features.neighbours import nearest
 from pipeline.features.store import FeatureStore, write_store
 from pipeline.features.vector_index import VectorIndex, index_path
+from pipeline.files import locked
 
 pytest.importorskip("faiss")
 

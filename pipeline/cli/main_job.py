@@ -19,7 +19,8 @@ from pipeline.cli.shell import (
     speed_options,
     too_many_bad,
 )
-from pipeline.errors import UsageError, count_of
+from pipeline.errors import UsageError
+from pipeline.wording import count_of
 
 
 @command

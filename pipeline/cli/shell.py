@@ -14,7 +14,8 @@ from typing import Any
 
 import click
 
-from pipeline.errors import PipelineError, UsageError, count_of
+from pipeline.errors import PipelineError, UsageError
+from pipeline.wording import count_of
 
 EXIT_TOO_MANY_BAD = 3
 EXIT_INTERRUPTED = 130

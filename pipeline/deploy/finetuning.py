@@ -20,12 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.deploy.last_blocks import LastBlocks, smoothed_loss
-from pipeline.errors import IntegrityError, RecipeMismatchError, TrainingError, UsageError, count_of
+from pipeline.errors import IntegrityError, RecipeMismatchError, TrainingError, UsageError
 from pipeline.features.engines import Speed, make_encoder
-from pipeline.features.extraction import ahead, fill_store
+from pipeline.features.extraction import fill_store
 from pipeline.features.recipe import LAST, Recipe
 from pipeline.features.store import FeatureStore
-from pipeline.features.threads import one_blas_thread
 from pipeline.features.weights import TUNED, file_sha256
 from pipeline.heads.abstention import needed
 from pipeline.heads.bundle import DESCRIPTION, Bundle
@@ -37,6 +36,8 @@ from pipeline.heads.trust import Trust
 from pipeline.images.manifest import Manifest
 from pipeline.images.texts import Positions, Texts
 from pipeline.images.views import ONE, parse_views
+from pipeline.parallel import ahead, one_blas_thread
+from pipeline.wording import count_of
 
 Progress = Callable[[int, int], None]
 Phases = Callable[[str], AbstractContextManager[Progress | None]]

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import StoreError, UsageError, closest
+from pipeline.errors import StoreError, UsageError
 from pipeline.features.hdf5 import marked
 from pipeline.features.keras_engine import layer_names, load_backbone, pool
 from pipeline.features.keras_runtime import load_keras, weights_file
 from pipeline.features.recipe import Recipe
-from pipeline.features.store import replacing
 from pipeline.features.weights import TUNED
+from pipeline.files import replacing
+from pipeline.wording import closest
 
 _SHARE, _MOST = (0.2, 0.35), 0.5  # of the layers with kernels: how much is tuned by default, and at most
 _DROPOUT = 0.5

@@ -9,7 +9,8 @@ is adding a row; a test compares each row with what Keras itself does.
 
 from dataclasses import dataclass
 
-from pipeline.errors import UsageError, closest
+from pipeline.errors import UsageError
+from pipeline.wording import closest
 
 KERNELS = "_weights_tf_dim_ordering_tf_kernels"
 NOTOP = f"{KERNELS}_notop.h5"

@@ -8,9 +8,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import EngineError, UsageError, closest
+from pipeline.errors import EngineError, UsageError
 from pipeline.features.recipe import VERSIONS, Recipe
-from pipeline.features.threads import cores
+from pipeline.parallel import cores
+from pipeline.wording import closest
 
 AUTO = "auto"
 # Images of 224 pixels per batch; measured with scripts/benchmark.py, more gains no speed on a processor.

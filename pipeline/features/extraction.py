@@ -5,40 +5,36 @@ replaces the old one in one rename. Memory holds one part and a few batches, nev
 its path and some numbers in arrays (`pipeline.images.texts`), about 200 bytes.
 """
 
-import contextlib
 import math
 import os
-import socket
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, Unpack
+from typing import Any, Unpack
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from pipeline.errors import LockedError, StoreError, UsageError, closest, count_of, installed_versions
+from pipeline.errors import StoreError, UsageError, installed_versions
 from pipeline.features.engines import Encoder, Speed, make_encoder
 from pipeline.features.plan import Found, Fresh, Parts, Plan, examine
 from pipeline.features.recipe import Recipe, RecipeOptions
 from pipeline.features.store import DTYPES, FeatureStore, Index, Skipped, block_rows, write_store
+from pipeline.files import locked
 from pipeline.images.isolation import Decoders
 from pipeline.images.manifest import Manifest
 from pipeline.images.texts import Texts
 from pipeline.images.views import load_views, parse_views
+from pipeline.parallel import Progress, ahead
+from pipeline.wording import closest, count_of
 
 PART_SECONDS = 20.0  # a killed run loses at most what came in since the last part
 _AHEAD_BYTES = 64 << 20  # decoded pixels that may wait for the network
 _NO_PIXELS = np.empty((0, 0, 0, 3), np.uint8)
 
-Progress = Callable[[int, int], None]
 Batch = list[tuple[int, Fresh]]  # images by their number in the manifest
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -189,42 +185,6 @@ def fill_store(
     return store
 
 
-_ATTEMPTS = 5  # to lock a file whose lock was there, and gone with its holder a moment later
-
-
-@contextlib.contextmanager
-def locked(target: Path) -> Iterator[None]:
-    """Hold `target` against other writers, or raise LockedError naming the one that holds it."""
-    path = target.with_name(f"{target.name}.lock")
-    lock = FileLock(path, timeout=0)
-    for attempt in range(_ATTEMPTS):
-        try:
-            lock.acquire()
-            break
-        except Timeout:
-            if path.exists():
-                raise LockedError(
-                    f"{target} is being written by {_holder(path)}; wait for it or choose another --out"
-                ) from None
-            if attempt == _ATTEMPTS - 1:
-                raise StoreError(f"cannot write beside {target}; choose another --out") from None
-        except OSError as error:
-            raise StoreError(f"cannot write beside {target}: {error.strerror}; choose another --out") from error
-    try:
-        with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
-            path.write_text(f"process {os.getpid()} on {socket.gethostname()}", "utf-8")
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        lock.release()
-
-
-def _holder(path: Path) -> str:
-    with contextlib.suppress(OSError):
-        return path.read_text("utf-8", "replace") or "another process"
-    return "another process"
-
-
 def _run(
     plan: Plan,
     parts: Parts,
@@ -291,23 +251,6 @@ def _encode(work: tuple[Encoder, Batch]) -> NDArray[np.float32]:
 def decode_window(size: int, threads: int, views: int = 1) -> int:
     """Return how many decoded images of `views` times `size` pixels may wait for the network."""
     return max(2 * threads, min(64, _AHEAD_BYTES // (3 * views * size**2)))
-
-
-def ahead(pool: ThreadPoolExecutor, items: Iterable[T], work: Callable[[T], R], window: int) -> Iterator[tuple[T, R]]:
-    """Yield ``(item, work(item))`` in order, while threads make at most `window` results ahead."""
-    queue: deque[tuple[T, Future[R]]] = deque()
-    try:
-        for item in items:
-            queue.append((item, pool.submit(work, item)))
-            if len(queue) >= window:
-                first, future = queue.popleft()
-                yield first, future.result()
-        while queue:
-            first, future = queue.popleft()
-            yield first, future.result()
-    finally:
-        for _, future in queue:
-            future.cancel()
 
 
 def _check_same_images(plan: Plan, target: Path) -> None:

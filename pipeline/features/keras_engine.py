@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import EngineError, IntegrityError, UsageError, WeightsError, closest
+from pipeline.errors import EngineError, IntegrityError, UsageError, WeightsError
 from pipeline.features.backbones import Backbone
 from pipeline.features.keras_runtime import load_keras
 from pipeline.features.pixels import check_pixels, fill_up
 from pipeline.features.recipe import CUSTOM, LAST, Recipe
 from pipeline.features.weights import IMAGENET, check_digest, imagenet_file
+from pipeline.wording import closest
 
 # keras.applications.imagenet_utils.preprocess_input: ImageNet's channel statistics.
 CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)

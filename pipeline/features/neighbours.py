@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.threads import one_blas_thread
+from pipeline.parallel import one_blas_thread
 
 NEAR = 0.8
 """Cosine from which two images are near duplicates, see `near_duplicates`."""

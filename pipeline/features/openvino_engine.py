@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 from numpy.typing import NDArray
 
 from pipeline.errors import EngineError
 from pipeline.features.pixels import check_pixels, fill_up
 from pipeline.features.recipe import Recipe
+from pipeline.files import cache_folder
 
-CACHE_VARIABLE = "TWOSTAGE_CACHE"
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 _FILES = ("model.xml", "model.bin")
 _REQUESTS = 16  # forward passes that one call is cut into: small ones stay in the processor's cache
@@ -104,12 +102,6 @@ class Network:
     segments: dict[str, tuple[int, int]]
     xml: bytes
     weights: bytes
-
-
-def cache_folder() -> Path:
-    """Return where converted networks are kept: ``$TWOSTAGE_CACHE``, or the user's own cache folder."""
-    named = os.environ.get(CACHE_VARIABLE)
-    return Path(named) if named else platformdirs.user_cache_path("twostage")
 
 
 def cached_network(recipe: Recipe) -> Network:

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
-from pipeline.errors import IntegrityError, UsageError, closest
+from pipeline.errors import IntegrityError, UsageError
 from pipeline.features.backbones import Backbone, find_backbone
 from pipeline.features.weights import FILE, IMAGENET, TUNED, file_sha256, imagenet_file, is_published, parse_weights
 from pipeline.images.decode import PIXELS_VERSION
 from pipeline.images.resize import RESIZE_POLICIES
 from pipeline.images.views import ONE, parse_views
+from pipeline.wording import closest
 
 LAST = "last"  # the name of the last feature map, whatever the network calls it
 POOLINGS = ("avg", "max", "flatten")

@@ -5,7 +5,6 @@ feature file of its own), and a finished file replaces the old one in a single r
 error instead of a wrong value is in `pipeline.features.hdf5`.
 """
 
-import contextlib
 import io
 import json
 import math
@@ -15,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from pipeline.errors import IntegrityError, StoreError
 from pipeline.features import hdf5
 from pipeline.features.recipe import Recipe
+from pipeline.files import publish
 from pipeline.images.texts import Positions, Texts
 from pipeline.images.views import parse_views
 
@@ -338,30 +338,6 @@ def write_part(path: Path, index: Index, vectors: NDArray[np.float32]) -> None:
         raise StoreError(
             f"cannot write {path}: {error.strerror}; make space and run the command again, what was done is kept"
         ) from error
-
-
-def publish(temporary: Path, path: Path) -> None:
-    """Make a written file durable and give it its name: fsync, rename, fsync of the folder."""
-    for target, then in ((temporary, lambda: temporary.replace(path)), (path.parent, lambda: None)):
-        descriptor = os.open(target, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        then()
-
-
-@contextlib.contextmanager
-def replacing(target: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file that takes the target's name when all went well."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")  # always the same name: a killed run leaves one at most
-    try:
-        with temporary.open("wb") as file:
-            yield file
-        publish(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def first_view(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import LockedError, PipelineError, StoreError, UsageError
-from pipeline.features.extraction import locked
 from pipeline.features.neighbours import nearest, unit_rows
-from pipeline.features.store import FeatureStore, first_view, replacing
+from pipeline.features.store import FeatureStore, first_view
+from pipeline.files import locked, replacing
 
 _FORMAT = "twostage-index 1"
 _AXES = 128  # principal axes that are kept, a byte each

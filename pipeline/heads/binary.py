@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.heads.evaluation import printable, shorten
+from pipeline.wording import printable, shorten
 
 THRESHOLDS = tuple(i / 10 for i in range(1, 10))
 

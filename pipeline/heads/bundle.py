@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from pipeline.errors import BundleError, IntegrityError, UsageError, WeightsError
 from pipeline.features.engines import Encoder, Speed, make_encoder
 from pipeline.features.recipe import Recipe
-from pipeline.features.store import publish
 from pipeline.features.weights import FILE, TUNED, check_digest
+from pipeline.files import publish
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.archive import normalised
 from pipeline.heads.card import model_card

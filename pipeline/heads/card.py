@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.heads.evaluation import printable
+from pipeline.wording import printable
 
 if TYPE_CHECKING:
     from pipeline.heads.bundle import Bundle

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import UsageError, closest
+from pipeline.errors import UsageError
+from pipeline.wording import closest
 
 if TYPE_CHECKING:
     from sklearn.base import ClassifierMixin

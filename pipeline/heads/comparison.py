@@ -18,11 +18,12 @@ from pipeline.features.engines import Speed, make_encoder
 from pipeline.features.store import FeatureStore
 from pipeline.features.weights import TUNED
 from pipeline.heads.classifiers import make_head
-from pipeline.heads.evaluation import display_width, printable, shorten, wilson_interval
+from pipeline.heads.evaluation import wilson_interval
 from pipeline.heads.joining import Features, load_training_data
 from pipeline.heads.transferability import logme
 from pipeline.images.decode import read_bytes
 from pipeline.images.views import load_views
+from pipeline.wording import display_width, printable, shorten
 
 JOINS = ("none", "pairs", "all")
 _COST_IMAGES = 64

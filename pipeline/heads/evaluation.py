@@ -1,13 +1,13 @@
 """Metrics of a head as plain data, and as tables for a terminal."""
 
 import math
-import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import UsageError
+from pipeline.wording import display_width, printable, shorten
 
 _Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 _COLUMNS = (("precision", 11), ("recall", 9), ("F1", 8), ("images", 10))
@@ -284,70 +284,6 @@ def format_confusion(metrics: Mapping[str, Any], width: int = 80) -> str:
     for row, numbers in zip(rows, counts, strict=True):
         lines.append(_pad(shorten(row, column - 2), column) + "".join(str(c).rjust(cell) for c in numbers))
     return "\n".join(lines)
-
-
-def printable(text: str) -> str:
-    r"""Make control characters, newlines and lone surrogates of a name visible.
-
-    Parameters
-    ----------
-    text : str
-
-    Returns
-    -------
-    str
-        The same text where a terminal shows it as it is.
-
-    Examples
-    --------
-    >>> print(printable("a\nb\x1b[31m"))
-    a\nb\x1b[31m
-    """
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def display_width(text: str) -> int:
-    """Count the terminal columns of printable text: wide East Asian characters take two, accents none.
-
-    Parameters
-    ----------
-    text : str
-
-    Returns
-    -------
-    int
-
-    Examples
-    --------
-    >>> display_width("hat"), display_width("帽子")
-    (3, 4)
-    """
-    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
-
-
-def shorten(text: str, width: int) -> str:
-    """Cut text to a number of terminal columns, with an ellipsis where something was cut.
-
-    Parameters
-    ----------
-    text : str
-    width : int
-        At least 1.
-
-    Returns
-    -------
-    str
-
-    Examples
-    --------
-    >>> shorten("longsleeve", 6)
-    'longs…'
-    """
-    if display_width(text) <= width:
-        return text
-    while text and display_width(text) > width - 1:
-        text = text[:-1]
-    return text + "…"
 
 
 def _checked(

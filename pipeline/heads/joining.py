@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import TrainingError, UsageError, count_of
+from pipeline.errors import TrainingError, UsageError
 from pipeline.features.neighbours import equal, join_groups, near_duplicates
 from pipeline.features.store import FeatureStore
 from pipeline.features.weights import TUNED
 from pipeline.images.findings import Finding, excluded_paths, with_known_paths
 from pipeline.images.splits import draw_splits
 from pipeline.images.texts import Texts
+from pipeline.wording import count_of
 
 Features = FeatureStore | str | os.PathLike[str]
 

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import TrainingError, UsageError
-from pipeline.heads.evaluation import display_width, printable, shorten, wilson_interval
+from pipeline.heads.evaluation import wilson_interval
+from pipeline.wording import display_width, printable, shorten
 
 THRESHOLD = 0.5  # a label is named from this probability on
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError, UsageError
-from pipeline.heads.evaluation import printable, shorten
 from pipeline.heads.report import Report
+from pipeline.wording import printable, shorten
 
 RUNS_FILE = "runs.jsonl"
 SCORES = (

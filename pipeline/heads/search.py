@@ -1,21 +1,21 @@
 """Choosing a head and its parameters: on the validation split, by folds, or by a race of many heads."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import TrainingError, count_of
-from pipeline.features.threads import cores
+from pipeline.errors import TrainingError
 from pipeline.heads.arrays import softmax
 from pipeline.heads.classifiers import HEADS
-from pipeline.heads.evaluation import shorten
 from pipeline.heads.fitting import Fitter, Rows
 from pipeline.heads.folds import Folds
 from pipeline.heads.paths import SHARED
+from pipeline.parallel import cores, in_threads
+from pipeline.wording import count_of, shorten
 
 AUTO = "auto"
 TIMES = ("fit_seconds", "predict_seconds_per_1000")  # what the leaderboard says of time
@@ -192,7 +192,7 @@ def _choose_by_folds(
     entrants = _entrants(fitter, head, grid)
     jobs = cores() if head in SHARED else 1
     calls = [(fitter, entrants, inner, outer, False) for inner, outer in folds]
-    for done, _ in enumerate(_in_threads(jobs, _judge, calls), start=1):
+    for done, _ in enumerate(in_threads(jobs, _judge, calls), start=1):
         if progress:
             progress(done, len(folds))
     y, train = fitter.data.y, fitter.data.rows("train")
@@ -248,7 +248,7 @@ def race(fitter: Fitter, cv: int | None = None, budget: float = DEFAULT_BUDGET, 
         nonlocal done
         calls = [(fitter, clock, name, entrants[name], *folds[number]) for name, number in plan]
         total = done + len(plan) + rest
-        for _ in _in_threads(cores(), _take_part, calls):
+        for _ in in_threads(cores(), _take_part, calls):
             done += 1
             if progress:
                 progress(done, total)
@@ -276,7 +276,7 @@ def _decide(fitter: Fitter, board: list[Candidate], notes: list[str]) -> Choice:
     best, chosen_on = finalists[0], "cross-validation"
     if len(validation) and len(data.rows("test")) and len(finalists) > 1:
         chosen_on = "validation"
-        list(_in_threads(cores(), _refit, [(fitter, each) for each in finalists]))
+        list(in_threads(cores(), _refit, [(fitter, each) for each in finalists]))
         answers = [fitter.probabilities(each.fitted, validation) for each in finalists]
         for each, proba in zip(finalists, answers, strict=True):
             each.validation = score(y[validation], proba)
@@ -464,17 +464,6 @@ def _possible_folds(y: NDArray[np.int64], units: NDArray[np.int64]) -> int:
     if most < 2:
         raise TrainingError("every class has a single training image or group, so nothing can be raced; add images")
     return min(DEFAULT_FOLDS, most)
-
-
-def _in_threads(jobs: int, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-    """Call a function in threads and yield what it returns as it comes; NumPy and scikit-learn release the lock."""
-    from joblib import Parallel, delayed
-    from threadpoolctl import threadpool_limits
-
-    if jobs > 1:  # OpenMP would start as many threads again in each
-        function = threadpool_limits.wrap(limits=1, user_api="openmp")(function)
-    parallel = Parallel(n_jobs=jobs, backend="threading", pre_dispatch="n_jobs", return_as="generator_unordered")
-    return iter(parallel(delayed(function)(*call) for call in calls))
 
 
 def format_leaderboard(candidates: Sequence[Mapping[str, Any]], width: int = 80) -> str:

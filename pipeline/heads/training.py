@@ -14,8 +14,7 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import PipelineError, TrainingError, UsageError, count_of, installed_versions
-from pipeline.features.threads import one_blas_thread
+from pipeline.errors import PipelineError, TrainingError, UsageError, installed_versions
 from pipeline.features.weights import TUNED
 from pipeline.heads.binary import two_class_facts
 from pipeline.heads.bundle import Bundle
@@ -29,6 +28,8 @@ from pipeline.heads.report import Report
 from pipeline.heads.search import AUTO, DEFAULT_BUDGET, DEFAULT_FOLDS, Choice, choose, race
 from pipeline.heads.trust import HeldOut, Safeguards, Trust, learn_safeguards, trust_facts
 from pipeline.images.findings import Finding, read_findings
+from pipeline.parallel import one_blas_thread
+from pipeline.wording import count_of
 
 SPLITS = ("train", "validation", "test")
 TRUST_FOLDS = 3  # for calibration and abstention, where choosing made no folds

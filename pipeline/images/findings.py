@@ -12,7 +12,8 @@ from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.errors import PipelineError, UsageError, count_of
+from pipeline.errors import PipelineError, UsageError
+from pipeline.wording import count_of
 
 EXCLUDE = "exclude"
 REVIEW = "review"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import UsageError, count_of
+from pipeline.errors import UsageError
 from pipeline.features.neighbours import (
     MIN_COLUMNS,
     Pairs,
@@ -22,6 +22,7 @@ from pipeline.features.store import FeatureStore, first_view
 from pipeline.features.weights import TUNED
 from pipeline.images.findings import EXCLUDE, KEEP, REVIEW, Finding
 from pipeline.insight.pictures import Pictures, look_at, lost_note
+from pipeline.wording import count_of
 
 KINDS = {
     "label-error": "the vector fits another label",

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from pipeline.errors import ImageError, count_of
+from pipeline.errors import ImageError
 from pipeline.features.engines import Speed
-from pipeline.features.extraction import ahead
 from pipeline.features.store import FeatureStore
 from pipeline.images.decode import open_rgb, read_bytes
+from pipeline.parallel import ahead
+from pipeline.wording import count_of
 
 MEASURES = ("width", "height", "dark", "light", "contrast", "sharpness")
 _LOOK = 256  # long side at which images are measured

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.heads.calibration import reliability
-from pipeline.heads.evaluation import shorten
+from pipeline.wording import shorten
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

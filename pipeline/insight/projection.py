@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import PipelineError, UsageError, closest
+from pipeline.errors import PipelineError, UsageError
 from pipeline.features.keras_runtime import quiet_import
-from pipeline.features.openvino_engine import cache_folder
+from pipeline.files import cache_folder
+from pipeline.wording import closest
 
 _AXES = 50  # t-SNE and UMAP get this many principal axes
 _THREADED = 2_000  # points from which t-SNE gets all cores

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ImageError, PipelineError, UsageError, WeightsError, count_of
+from pipeline.errors import ImageError, PipelineError, UsageError, WeightsError
 from pipeline.features.engines import Speed
-from pipeline.features.store import replacing
+from pipeline.files import replacing
 from pipeline.heads.bundle import Bundle
-from pipeline.heads.evaluation import printable, shorten
 from pipeline.heads.trust import format_trust
 from pipeline.images.decode import open_rgb
 from pipeline.insight.answers import Answers
@@ -28,6 +27,7 @@ from pipeline.insight.explain import CAM, Explainer, overlay
 from pipeline.insight.pictures import data_address, look_at, pack, photograph, thumbnail, thumbnails
 from pipeline.insight.plots import Plot, Scored, candidate_name, make_plots
 from pipeline.insight.projection import project
+from pipeline.wording import count_of, printable, shorten
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_POINTS = 10_000

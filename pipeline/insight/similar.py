@@ -12,9 +12,9 @@ from pipeline.features.engines import Speed, make_encoder
 from pipeline.features.neighbours import nearest
 from pipeline.features.store import FeatureStore, first_view
 from pipeline.features.vector_index import VectorIndex
-from pipeline.heads.evaluation import printable, shorten
 from pipeline.images.decode import load_pixels, open_rgb
 from pipeline.insight.pictures import lost_note, path_of, thumbnail, thumbnails
+from pipeline.wording import printable, shorten
 
 _CELL, _TEXT, _GAP, _ACROSS = 180, 34, 8, 5
 _MOST = 250  # cells of a sheet, which is then 9,400 pixels high

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import PipelineError, UsageError
-from pipeline.features.store import FeatureStore, first_view, replacing
+from pipeline.features.store import FeatureStore, first_view
+from pipeline.files import replacing
 from pipeline.insight.pictures import path_of
 
 
