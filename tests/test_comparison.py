@@ -15,7 +15,7 @@ from pipeline.heads import comparison
 from pipeline.heads.classifiers import make_head
 from pipeline.heads.comparison import Contender, compare, format_contenders, measure_cost, plot_contenders
 from pipeline.heads.joining import load_training_data
-from pipeline.heads.transferability import logme
+from pipeline.metrics.transferability import logme
 from pipeline.wording import display_width
 
 

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
-from pipeline.heads.evaluation import bootstrap_intervals, evaluate, format_confusion, format_table, wilson_interval
+from pipeline.metrics.evaluation import evaluate
+from pipeline.metrics.intervals import bootstrap_intervals, wilson_interval
+from pipeline.metrics.tables import format_confusion, format_table
 from pipeline.wording import display_width, printable, shorten
 
 # Wide characters, accents, escapes, newlines, lone surrogates: all that a folder name may hold.

@@ -17,12 +17,12 @@ from pipeline.features.recipe import Recipe
 from pipeline.features.store import FeatureStore
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.bundle import Bundle
-from pipeline.heads.calibration import reliability
-from pipeline.heads.evaluation import evaluate
 from pipeline.insight import projection
 from pipeline.insight.explain import Explainer, overlay
 from pipeline.insight.plots import Scored, make_plots
 from pipeline.insight.report import show, verdict
+from pipeline.metrics.evaluation import evaluate
+from pipeline.metrics.reliability_curve import reliability
 
 
 @pytest.mark.parametrize("method", ["pca", "tsne", "umap"])

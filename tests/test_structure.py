@@ -19,6 +19,7 @@ ROOMS = [
     "parallel",
     "files",
     "images",
+    "metrics",
     "features",
     "heads",
     "prediction",

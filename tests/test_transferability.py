@@ -8,7 +8,7 @@ from scipy.optimize import minimize
 from scipy.stats import multivariate_normal
 
 from pipeline.errors import UsageError
-from pipeline.heads.transferability import logme
+from pipeline.metrics.transferability import logme
 
 
 def dense(X, y):

@@ -18,12 +18,13 @@ from pipeline.errors import IntegrityError, TrainingError, UsageError
 from pipeline.heads import training
 from pipeline.heads.abstention import accepted, learn_threshold
 from pipeline.heads.bundle import Bundle
-from pipeline.heads.calibration import Calibration, across_halves, fit_calibration, reliability, temper, temperature
+from pipeline.heads.calibration import Calibration, across_halves, fit_calibration, temper, temperature
 from pipeline.heads.classifiers import HEADS, make_head
 from pipeline.heads.fitting import Fitter
 from pipeline.heads.novelty import Novelty
 from pipeline.heads.training import TRUST_FOLDS, train_head
 from pipeline.heads.trust import Safeguards, Trust
+from pipeline.metrics.reliability_curve import reliability
 from pipeline.prediction import predict, write_predictions
 
 

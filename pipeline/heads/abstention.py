@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import TrainingError, UsageError
-from pipeline.heads.evaluation import wilson_interval
+from pipeline.metrics.intervals import wilson_interval
 
 CONFIDENCE = 0.9
 _STEPS = 100  # sizes of the accepted part that are tested, at most

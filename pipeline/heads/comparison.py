@@ -18,11 +18,11 @@ from pipeline.features.engines import Speed, make_encoder
 from pipeline.features.store import FeatureStore
 from pipeline.features.weights import TUNED
 from pipeline.heads.classifiers import make_head
-from pipeline.heads.evaluation import wilson_interval
 from pipeline.heads.joining import Features, load_training_data
-from pipeline.heads.transferability import logme
 from pipeline.images.decode import read_bytes
 from pipeline.images.views import load_views
+from pipeline.metrics.intervals import wilson_interval
+from pipeline.metrics.transferability import logme
 from pipeline.wording import display_width, printable, shorten
 
 JOINS = ("none", "pairs", "all")
@@ -40,7 +40,7 @@ class Contender:
     columns : int
         Length of the vector.
     logme : float or None
-        See `pipeline.heads.transferability.logme`; of the training images. None of a network that was tuned on them.
+        See `pipeline.metrics.transferability.logme`; of the training images. None of a network that was tuned on them.
     accuracy : float
         Of the quick head on the validation images, from 0 to 1.
     interval : tuple of two float

@@ -3,12 +3,12 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipeline.heads.binary import format_two_class
-from pipeline.heads.evaluation import format_confusion, format_table
 from pipeline.heads.learning_curve import format_curve
-from pipeline.heads.multilabel import format_labels
 from pipeline.heads.search import TIMES, format_leaderboard
 from pipeline.heads.trust import format_trust
+from pipeline.metrics.binary import format_two_class
+from pipeline.metrics.label_sets import format_labels
+from pipeline.metrics.tables import format_confusion, format_table
 
 
 @dataclass(frozen=True, repr=False)
@@ -23,7 +23,7 @@ class Report:
     scored_on : str
         ``"test"``, ``"validation"`` or ``"cross-validation"``: where `accuracy` comes from.
     metrics : dict of str to dict
-        For each split that was scored, see `pipeline.heads.evaluation.evaluate`.
+        For each split that was scored, see `pipeline.metrics.evaluation.evaluate`.
     candidates : list of dict
         What was tried: ``{"head", "params", "accuracy", "log_loss"}``. Where folds judged, the best first, with
         ``accuracy_sd`` over the ``folds``, mean ``fit_seconds`` of a fold, ``predict_seconds_per_1000`` images,

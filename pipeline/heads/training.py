@@ -16,10 +16,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import PipelineError, TrainingError, UsageError, installed_versions
 from pipeline.features.weights import TUNED
-from pipeline.heads.binary import two_class_facts
 from pipeline.heads.bundle import Bundle
 from pipeline.heads.classifiers import Calibrate, make_head
-from pipeline.heads.evaluation import evaluate
 from pipeline.heads.fitting import Fitter
 from pipeline.heads.joining import Features, TrainingData, load_training_data
 from pipeline.heads.learning_curve import learning_curve
@@ -28,6 +26,8 @@ from pipeline.heads.report import Report
 from pipeline.heads.search import AUTO, DEFAULT_BUDGET, DEFAULT_FOLDS, Choice, choose, race
 from pipeline.heads.trust import HeldOut, Safeguards, Trust, learn_safeguards, trust_facts
 from pipeline.images.findings import Finding, read_findings
+from pipeline.metrics.binary import two_class_facts
+from pipeline.metrics.evaluation import evaluate
 from pipeline.parallel import one_blas_thread
 from pipeline.wording import count_of
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.heads.calibration import reliability
+from pipeline.metrics.reliability_curve import reliability
 from pipeline.wording import shorten
 
 if TYPE_CHECKING:

@@ -366,7 +366,7 @@ def verdict(metrics: Mapping[str, Any], split: str) -> str:
     Parameters
     ----------
     metrics : mapping
-        From `pipeline.heads.evaluation.evaluate`.
+        From `pipeline.metrics.evaluation.evaluate`.
     split : str
         What it was scored on.
 
@@ -376,7 +376,7 @@ def verdict(metrics: Mapping[str, Any], split: str) -> str:
 
     Examples
     --------
-    >>> from pipeline.heads.evaluation import evaluate
+    >>> from pipeline.metrics.evaluation import evaluate
     >>> p = np.array([[0.8, 0.2], [0.4, 0.6], [0.3, 0.7], [0.9, 0.1]])
     >>> text = verdict(evaluate(np.array([0, 1, 0, 0]), p, ["cat", "dog"], majority=0), "test")
     >>> print(text[:105])

@@ -1,0 +1,1 @@
+"""Numbers about predictions: probabilities and labels in, plain data out."""

@@ -1,0 +1,142 @@
+"""Metrics of a head as plain data, and as tables for a terminal."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import UsageError
+from pipeline.metrics.intervals import bootstrap_intervals, wilson_interval
+
+
+def evaluate(
+    y_true: np.ndarray,
+    probabilities: np.ndarray,
+    classes: Sequence[str],
+    *,
+    majority: int,
+    top_k: Sequence[int] = (1, 3, 5),
+    units: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Compare probabilities with true labels.
+
+    Parameters
+    ----------
+    y_true : int array of shape (n,)
+        Indices into `classes`.
+    probabilities : float array of shape (n, k)
+        Rows add up to 1.
+    classes : sequence of k str
+    majority : int
+        The commonest class of the *training* labels: always answering it is the baseline.
+    top_k : sequence of int
+        How many most probable classes to look among; those that are not below k are left out. Of
+        equally probable classes the first in `classes` counts as the more probable one.
+    units : int array of shape (n,), optional
+        Rows with the same value belong to one group: intervals draw whole groups.
+
+    Returns
+    -------
+    dict
+        Ready for JSON, without a NaN: ``n``, ``classes``, ``accuracy``, ``accuracy_interval`` (95 %, see
+        `wilson_interval`; with groups that of `bootstrap_intervals`), ``intervals`` (95 %, of the other scores, see
+        `bootstrap_intervals`), ``majority`` (``class`` and ``accuracy``), ``top_k`` (str to float),
+        ``balanced_accuracy`` (mean recall of the classes present), ``macro_f1`` (mean over the
+        classes present or predicted), ``log_loss`` (nats), ``per_class`` (one dict a class: ``class``,
+        ``precision``, ``recall``, ``f1``, ``support``; 0.0 where undefined) and ``confusion`` (k lists of
+        k counts, rows true, columns predicted).
+
+    Raises
+    ------
+    UsageError
+        If there is no row, or shapes, labels or probabilities do not fit each other.
+
+    Examples
+    --------
+    >>> p = np.array([[0.8, 0.2], [0.4, 0.6], [0.3, 0.7], [0.9, 0.1]])
+    >>> metrics = evaluate(np.array([0, 1, 0, 0]), p, ["cat", "dog"], majority=0)
+    >>> metrics["accuracy"], metrics["majority"], metrics["confusion"]
+    (0.75, {'class': 'cat', 'accuracy': 0.75}, [[2, 1], [0, 1]])
+    """
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
+    y_true, p = _checked(y_true, probabilities, classes, majority)
+    labels = np.arange(len(classes))
+    predicted = p.argmax(axis=1)
+    precision, recall, f1, support = precision_recall_fscore_support(
+        y_true, predicted, labels=labels, zero_division=0.0
+    )
+    present = support > 0
+    seen = present | np.isin(labels, predicted)
+    correct = int((predicted == y_true).sum())
+    units = np.arange(len(y_true)) if units is None else np.unique(units, return_inverse=True)[1]
+    intervals = bootstrap_intervals(y_true, p, units)
+    by_draws = intervals.pop("accuracy")
+    grouped = len(np.unique(units)) < len(units)
+    return {
+        "n": len(y_true),
+        "classes": [str(name) for name in classes],
+        "accuracy": correct / len(y_true),
+        # Score intervals hold what they promise also near 0 and 1, but only for images that stand on their own.
+        "accuracy_interval": by_draws if grouped else list(wilson_interval(correct, len(y_true))),
+        "intervals": intervals,
+        "majority": {"class": str(classes[majority]), "accuracy": float((y_true == majority).mean())},
+        "top_k": _top_k(y_true, p, top_k),
+        "balanced_accuracy": float(recall[present].mean()),
+        "macro_f1": float(f1[seen].mean()),
+        "log_loss": _log_loss(y_true, p),
+        "per_class": [
+            {
+                "class": str(name),
+                "precision": float(precision[i]),
+                "recall": float(recall[i]),
+                "f1": float(f1[i]),
+                "support": int(support[i]),
+            }
+            for i, name in enumerate(classes)
+        ],
+        "confusion": confusion_matrix(y_true, predicted, labels=labels).tolist(),
+    }
+
+
+def _checked(
+    y_true: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], majority: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Check what belongs together; give labels, and probabilities in float64 whose rows sum to 1."""
+    y_true, p = np.asarray(y_true), np.asarray(probabilities, dtype=np.float64)
+    k = len(classes)
+    if y_true.ndim != 1 or len(y_true) == 0 or not np.issubdtype(y_true.dtype, np.integer):
+        raise UsageError(
+            f"y_true is an array of shape {y_true.shape} and type {y_true.dtype}; expected (n,) whole numbers"
+            " with n of at least 1"
+        )
+    if p.shape != (len(y_true), k):
+        raise UsageError(
+            f"probabilities have the shape {p.shape}; expected {(len(y_true), k)}: a row for each label, a"
+            " column for each class"
+        )
+    if y_true.min() < 0 or y_true.max() >= k or not 0 <= majority < k:
+        raise UsageError(
+            f"labels run from {y_true.min()} to {y_true.max()} and majority is {majority}; expected indices of"
+            f" the {k} classes, 0 to {k - 1}"
+        )
+    sums = p.sum(axis=1)
+    if not (np.isfinite(p).all() and p.min() >= 0 and np.allclose(sums, 1.0, atol=1e-2)):
+        raise UsageError(
+            f"probabilities run from {p.min()} to {p.max()} with row sums from {sums.min()} to {sums.max()};"
+            " expected numbers of at least 0 whose rows add up to 1"
+        )
+    return y_true, p / sums[:, None]
+
+
+def _top_k(y_true: np.ndarray, p: np.ndarray, top_k: Sequence[int]) -> dict[str, float]:
+    own = p[np.arange(len(y_true)), y_true][:, None]
+    before = np.arange(p.shape[1]) < y_true[:, None]
+    rank = ((p > own) | ((p == own) & before)).sum(axis=1)  # 0 is the most probable class
+    return {str(k): float((rank < k).mean()) for k in sorted(set(top_k)) if 0 < k < p.shape[1]}
+
+
+def _log_loss(y_true: np.ndarray, p: np.ndarray) -> float:
+    """Mean of -ln(probability of the true class), clipped as scikit-learn does; any number of classes."""
+    own = np.clip(p[np.arange(len(y_true)), y_true], np.finfo(p.dtype).eps, 1.0)
+    return abs(float(np.log(own).mean()))  # abs: no -0.0
