@@ -9,8 +9,8 @@ from sklearn.svm import SVC
 
 from pipeline.heads.classifiers import HEADS, make_head
 from pipeline.heads.kernel_svm import KernelSVC
-from pipeline.heads.linear import LogisticPath, Scatter
-from pipeline.heads.paths import SHARED, fit_path
+from pipeline.heads.linear_solvers import LogisticPath, Scatter
+from pipeline.heads.regularisation_path import SHARED, fit_path
 
 SHAPES = [(200, 20, 4), (60, 100, 3), (100, 10, 2), (40, 90, 2)]  # rows, columns, classes: also more columns than rows
 

@@ -5,17 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.features import neighbours
-from pipeline.features.neighbours import (
-    Pairs,
-    equal,
-    join_groups,
-    join_pairs,
-    near_duplicates,
-    nearest,
-    standardise,
-    unit_rows,
-)
+from pipeline.features import duplicates
+from pipeline.features.duplicates import Pairs, equal, join_groups, join_pairs, near_duplicates
+from pipeline.features.neighbours import nearest, standardise, unit_rows
 
 
 def cosines(A, B):
@@ -52,7 +44,7 @@ def copies(n=300, d=128, planted=20, noise=0.15):
 
 @pytest.mark.parametrize("block", [7, 128, 2048])
 def test_near_duplicates_are_all_found_and_nothing_else(block, monkeypatch):
-    monkeypatch.setattr(neighbours, "_BLOCK", block)
+    monkeypatch.setattr(duplicates, "_BLOCK", block)
     first, second, cosine = near_duplicates(copies())
     assert sorted(zip(first.tolist(), second.tolist(), strict=True)) == [(i, 280 + i) for i in range(20)]
     assert (np.diff(cosine) <= 0).all()

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import TrainingError, UsageError
-from pipeline.features.neighbours import equal, join_groups, near_duplicates
+from pipeline.features.duplicates import equal, join_groups, near_duplicates
 from pipeline.features.store import FeatureStore
 from pipeline.features.weights import TUNED
 from pipeline.images.findings import Finding, excluded_paths, with_known_paths

@@ -13,7 +13,7 @@ from pipeline.heads.arrays import softmax
 from pipeline.heads.classifiers import HEADS
 from pipeline.heads.fitting import Fitter, Rows
 from pipeline.heads.folds import Folds
-from pipeline.heads.paths import SHARED
+from pipeline.heads.regularisation_path import SHARED
 from pipeline.parallel import cores, in_threads
 from pipeline.wording import count_of, shorten
 

@@ -9,15 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
-from pipeline.features.neighbours import (
-    MIN_COLUMNS,
-    Pairs,
-    equal,
-    join_groups,
-    near_duplicates,
-    standardise,
-    unit_rows,
-)
+from pipeline.features.duplicates import MIN_COLUMNS, Pairs, equal, join_groups, near_duplicates
+from pipeline.features.neighbours import standardise, unit_rows
 from pipeline.features.store import FeatureStore, first_view
 from pipeline.features.weights import TUNED
 from pipeline.images.findings import EXCLUDE, KEEP, REVIEW, Finding

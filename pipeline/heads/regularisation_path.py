@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.heads.classifiers import make_head
-from pipeline.heads.linear import LogisticPath, Scatter
+from pipeline.heads.linear_solvers import LogisticPath, Scatter
 
 Params = Mapping[str, Any]
 
