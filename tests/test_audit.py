@@ -71,7 +71,7 @@ def test_out_of_fold_probabilities_are_those_of_ridge_regression():
     from sklearn.linear_model import Ridge
     from sklearn.model_selection import StratifiedGroupKFold
 
-    from pipeline.heads.softmax_head import fit_temperature
+    from pipeline.heads.temperature import fit_temperature
     from pipeline.insight.audit import _RIDGE
 
     X, y = clusters(n=150, d=20)

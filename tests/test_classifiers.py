@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
 from pipeline.heads.classifiers import HEADS, make_head, parse_params
-from pipeline.heads.softmax_head import SoftmaxHead, fit_temperature
+from pipeline.heads.softmax_head import SoftmaxHead
+from pipeline.heads.temperature import fit_temperature
 
 # Small settings of the slow heads, so that the whole table can be tried in seconds.
 QUICK = {

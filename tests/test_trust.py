@@ -18,10 +18,11 @@ from pipeline.errors import IntegrityError, TrainingError, UsageError
 from pipeline.heads import training
 from pipeline.heads.abstention import accepted, learn_threshold
 from pipeline.heads.bundle import Bundle
-from pipeline.heads.calibration import Calibration, across_halves, fit_calibration, temper, temperature
+from pipeline.heads.calibration import Calibration, across_halves, fit_calibration, temperature
 from pipeline.heads.classifiers import HEADS, make_head
 from pipeline.heads.fitting import Fitter
 from pipeline.heads.novelty import Novelty
+from pipeline.heads.temperature import temper
 from pipeline.heads.training import TRUST_FOLDS, train_head
 from pipeline.heads.trust import Safeguards, Trust
 from pipeline.metrics.reliability_curve import reliability
@@ -352,7 +353,7 @@ def test_a_column_that_is_constant_and_a_class_of_one_image(tmp_path):
 
 
 def test_temperature_of_probabilities_is_that_of_logits():
-    from pipeline.heads.softmax_head import fit_temperature
+    from pipeline.heads.temperature import fit_temperature
 
     y, p = drawn(0, sharpness=2.0)
     assert temperature(y, p) == pytest.approx(fit_temperature(np.log(p), y), rel=1e-3)

@@ -65,8 +65,8 @@ class AffineHead:
         from sklearn.linear_model._base import LinearClassifierMixin
         from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-        from pipeline.heads.calibration import is_softmax
         from pipeline.heads.softmax_head import SoftmaxHead
+        from pipeline.heads.temperature import is_softmax
 
         last = pipeline[-1]
         linear, temperature = (last.estimator_, last.temperature_) if isinstance(last, SoftmaxHead) else (last, 1.0)

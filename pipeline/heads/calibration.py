@@ -1,7 +1,6 @@
 """Probabilities that mean something: how far they are off, and a map that mends them on held-out images."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +24,7 @@ class Calibration:
     smoothing : float
         Pseudo votes shared out among the classes: p becomes (p + smoothing / k) / (1 + smoothing).
     temperature : float
-        Then softmax(log(p) / temperature); see `pipeline.heads.softmax_head.fit_temperature`.
+        Then softmax(log(p) / temperature); see `pipeline.heads.temperature.fit_temperature`.
     curves : tuple of two float64 arrays, or empty
         One per class, each of shape (2, knots): the isotonic curve through (row 0, row 1) that replaces smoothing
         and temperature. The results are scaled to add up to 1.
@@ -127,57 +126,10 @@ def fit_calibration(method: str, y_true: NDArray[np.int64], probabilities: NDArr
 
 
 def temperature(y_true: NDArray[np.int64], probabilities: NDArray[np.float64], smoothing: float = 1e-12) -> float:
-    """Find the temperature for probabilities instead of logits; see `pipeline.heads.softmax_head.fit_temperature`."""
-    from pipeline.heads.softmax_head import fit_temperature
+    """Find the temperature for probabilities instead of logits; see `pipeline.heads.temperature.fit_temperature`."""
+    from pipeline.heads.temperature import fit_temperature
 
     return fit_temperature(_smoothed_logits(probabilities, smoothing), y_true)
-
-
-def temper(head: Any, degrees: float) -> bool:
-    """Divide the logits of a fitted pipeline by a temperature, inside the head itself.
-
-    Parameters
-    ----------
-    head : fitted pipeline of `make_head`
-        Changed in place where its last step ends in a softmax of its own: logistic regression, `SoftmaxHead`,
-        `KerasHead`.
-    degrees : float
-        The temperature, above 0.
-
-    Returns
-    -------
-    bool
-        False where the head has no logits, and nothing was changed.
-
-    Examples
-    --------
-    >>> from pipeline.heads.classifiers import make_head
-    >>> head = make_head("logreg").fit([[0.0], [1.0], [8.0], [9.0]], [0, 0, 1, 1])
-    >>> before = head.predict_proba([[9.0]])[0, 1]
-    >>> temper(head, 2.0), bool(0.5 < head.predict_proba([[9.0]])[0, 1] < before)
-    (True, True)
-    """
-    last = head[-1]
-    if hasattr(last, "temperature_"):  # SoftmaxHead
-        last.temperature_ = float(last.temperature_ * degrees)
-    elif hasattr(last, "keras_model"):
-        scaled = [np.asarray(array / np.float32(degrees), np.float32) for array in last.weights_[-2:]]
-        last.weights_ = [*last.weights_[:-2], *scaled]
-    elif is_softmax(last):
-        last.coef_ = last.coef_ / degrees
-        last.intercept_ = last.intercept_ / degrees
-    else:
-        return False
-    return True
-
-
-def is_softmax(classifier: Any) -> bool:
-    """Say whether a classifier is scikit-learn's logistic regression with one softmax over all classes."""
-    from sklearn.linear_model import LogisticRegression
-
-    if not isinstance(classifier, LogisticRegression):
-        return False
-    return classifier.solver != "liblinear" or len(classifier.classes_) == 2
 
 
 def across_halves(

@@ -12,7 +12,8 @@ from pipeline.heads.classifiers import HEADS, make_head
 from pipeline.heads.joining import Features, load_training_data
 from pipeline.heads.multilabel import MultiLabel, choose, label_matrix, one_vs_rest
 from pipeline.heads.report import Report
-from pipeline.heads.training import SPLITS, provenance_of, told, with_novelty
+from pipeline.heads.sklearn_errors import told
+from pipeline.heads.training import SPLITS, provenance_of, with_novelty
 from pipeline.heads.trust import Safeguards
 from pipeline.metrics.label_sets import evaluate_labels
 

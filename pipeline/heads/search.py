@@ -385,7 +385,7 @@ def _judge(fitter: Fitter, entrants: Sequence[Candidate], inner: Rows, outer: Ro
 
 def _tempered(proba: NDArray[np.float64], truth: NDArray[np.int64]) -> tuple[NDArray[np.float64], float]:
     """Give decision values the temperature that suits these rows: one number, to make log losses comparable."""
-    from pipeline.heads.softmax_head import fit_temperature
+    from pipeline.heads.temperature import fit_temperature
 
     known = np.flatnonzero(proba.any(axis=0))
     logits = np.log(np.maximum(proba[:, known], 1e-300))

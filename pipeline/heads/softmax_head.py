@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp, softmax
+from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
 from pipeline.heads.folds import make_folds
+from pipeline.heads.temperature import fit_temperature
 
 # NearestCentroid warns of constant columns, which its decision values take into account, and shrinkage of classes
 # with a single image; both are as good as such data allow.
@@ -189,40 +189,3 @@ def _logits(decision: np.ndarray) -> np.ndarray:
     """Give one column per class also for two classes, where scikit-learn gives a single one."""
     decision = np.asarray(decision, dtype=np.float64)
     return np.column_stack([np.zeros_like(decision), decision]) if decision.ndim == 1 else decision
-
-
-def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Find the temperature T for which softmax(logits / T) has the smallest log loss.
-
-    Temperature scaling of Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural
-    Networks", 2017. It never changes which class is the most probable one. One image in n + 1 is taken to
-    be of any class, so that n right decisions do not make a head infinitely sure of itself.
-
-    Parameters
-    ----------
-    logits : float array of shape (n, k)
-        One column per class.
-    labels : int array of shape (n,)
-        Columns of the true classes, 0 to k - 1.
-
-    Returns
-    -------
-    float
-        Between 1e-4 and 1e4.
-
-    Examples
-    --------
-    >>> logits = np.array([[2.0, 0.0]] * 99)
-    >>> t = fit_temperature(logits, np.array([0] * 99))  # right 99 times in 99
-    >>> round(float(1 / (1 + np.exp(-2 / t))), 3)
-    0.995
-    """
-    n = len(labels)
-    target = (n * logits[np.arange(n), labels] + logits.mean(axis=1)) / (n + 1)
-
-    def log_loss(log_t: float) -> float:
-        scale = np.exp(-log_t)
-        return float(np.mean(logsumexp(scale * logits, axis=1) - scale * target))
-
-    bound = np.log(1e4)
-    return float(np.exp(minimize_scalar(log_loss, bounds=(-bound, bound), method="bounded").x))

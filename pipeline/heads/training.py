@@ -1,12 +1,10 @@
 """Stage 2: cached vectors to a fitted head, an honest report, and a bundle."""
 
-import contextlib
 import json
 import os
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -14,7 +12,7 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import PipelineError, TrainingError, UsageError, installed_versions
+from pipeline.errors import TrainingError, UsageError, installed_versions
 from pipeline.features.weights import TUNED
 from pipeline.heads.bundle import Bundle
 from pipeline.heads.classifiers import Calibrate, make_head
@@ -24,6 +22,7 @@ from pipeline.heads.learning_curve import learning_curve
 from pipeline.heads.novelty import FALSE_ALARMS, Novelty
 from pipeline.heads.report import Report
 from pipeline.heads.search import AUTO, DEFAULT_BUDGET, DEFAULT_FOLDS, Choice, choose, race
+from pipeline.heads.sklearn_errors import told
 from pipeline.heads.trust import HeldOut, Safeguards, Trust, learn_safeguards, trust_facts
 from pipeline.images.findings import Finding, read_findings
 from pipeline.metrics.binary import two_class_facts
@@ -403,32 +402,6 @@ def _metrics(
         if name in raw:
             metrics[name] |= trust_facts(safeguards, y, raw[name], proba)
     return metrics
-
-
-@contextlib.contextmanager
-def told(head: str) -> Iterator[set[str]]:
-    """Turn what scikit-learn raises while fitting into this package's errors, and its warnings into notes."""
-    from sklearn.utils._param_validation import InvalidParameterError
-
-    from pipeline.heads.softmax_head import HARMLESS
-
-    notes: set[str] = set()
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            for message in HARMLESS:
-                warnings.filterwarnings("ignore", message=message)
-            yield notes
-        notes.update(f"{head}: {str(each.message).strip().splitlines()[0]}" for each in caught)
-    except PipelineError:
-        raise
-    except InvalidParameterError as error:
-        raise UsageError(f"head {head!r}: {' '.join(str(error).split())}") from error
-    except (ValueError, TypeError, FloatingPointError, np.linalg.LinAlgError) as error:
-        raise TrainingError(
-            f"head {head!r} cannot be fitted on these vectors ({' '.join(str(error).split())[:200]}); change its"
-            " parameters or choose another --head"
-        ) from error
 
 
 def _check_trainable(data: TrainingData, train: NDArray[np.int64], cv: int | None) -> int:

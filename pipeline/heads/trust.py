@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from pipeline.errors import UsageError
 from pipeline.features.store import first_view
 from pipeline.heads.abstention import CONFIDENCE, accepted, learn_threshold
-from pipeline.heads.calibration import METHODS, Calibration, across_halves, fit_calibration, temper, temperature
+from pipeline.heads.calibration import METHODS, Calibration, across_halves, fit_calibration, temperature
 from pipeline.heads.novelty import FALSE_ALARMS, Novelty
+from pipeline.heads.temperature import temper
 from pipeline.metrics.reliability_curve import reliability
 
 OK = "ok"

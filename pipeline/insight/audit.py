@@ -310,7 +310,7 @@ def out_of_fold(
     from scipy.special import softmax
     from sklearn.model_selection import StratifiedGroupKFold
 
-    from pipeline.heads.softmax_head import fit_temperature
+    from pipeline.heads.temperature import fit_temperature
 
     folds = [out for _, out in StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(Z, y, units)]
     targets = np.eye(y.max() + 1, dtype=np.float32)[y]

@@ -1,0 +1,35 @@
+"""What scikit-learn raises and warns of while fitting, in the words of this package."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+
+from pipeline.errors import PipelineError, TrainingError, UsageError
+
+
+@contextlib.contextmanager
+def told(head: str) -> Iterator[set[str]]:
+    """Turn what scikit-learn raises while fitting into this package's errors, and its warnings into notes."""
+    from sklearn.utils._param_validation import InvalidParameterError
+
+    from pipeline.heads.softmax_head import HARMLESS
+
+    notes: set[str] = set()
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for message in HARMLESS:
+                warnings.filterwarnings("ignore", message=message)
+            yield notes
+        notes.update(f"{head}: {str(each.message).strip().splitlines()[0]}" for each in caught)
+    except PipelineError:
+        raise
+    except InvalidParameterError as error:
+        raise UsageError(f"head {head!r}: {' '.join(str(error).split())}") from error
+    except (ValueError, TypeError, FloatingPointError, np.linalg.LinAlgError) as error:
+        raise TrainingError(
+            f"head {head!r} cannot be fitted on these vectors ({' '.join(str(error).split())[:200]}); change its"
+            " parameters or choose another --head"
+        ) from error
