@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from pipeline.features.transformer import BottleneckFeatures
     from pipeline.heads.bundle import Bundle
     from pipeline.heads.classifiers import HEADS
-    from pipeline.heads.comparison import compare
     from pipeline.heads.keras_head import KerasHead
-    from pipeline.heads.multilabel_training import train_multi_label
-    from pipeline.heads.report import Report
-    from pipeline.heads.training import train_head
     from pipeline.heads.trust import Trust
     from pipeline.images.manifest import Manifest
     from pipeline.prediction import Prediction, predict
+    from pipeline.training.comparison import compare
+    from pipeline.training.multi_label import train_multi_label
+    from pipeline.training.report import Report
+    from pipeline.training.single_label import train_head
 
 _HOMES = {
     "BACKBONES": "features.backbones",
@@ -42,17 +42,17 @@ _HOMES = {
     "PipelineError": "errors",
     "Prediction": "prediction",
     "Recipe": "features.recipe",
-    "Report": "heads.report",
+    "Report": "training.report",
     "Speed": "features.engines",
     "Summary": "features.extraction",
     "Trust": "heads.trust",
     "Tuning": "deploy.finetuning",
-    "compare": "heads.comparison",
+    "compare": "training.comparison",
     "extract": "features.extraction",
     "fine_tune": "deploy.finetuning",
     "predict": "prediction",
-    "train_head": "heads.training",
-    "train_multi_label": "heads.multilabel_training",
+    "train_head": "training.single_label",
+    "train_multi_label": "training.multi_label",
     "verify": "features.store",
 }
 

@@ -135,8 +135,9 @@ def grid_search(images: list[str], options: Result) -> Result:
     from sklearn.preprocessing import StandardScaler
 
     from pipeline.heads.classifiers import HEADS, make_head
-    from pipeline.heads.joining import load_training_data
-    from pipeline.heads.search import DEFAULT_FOLDS, RACE
+    from pipeline.training.race import RACE
+    from pipeline.training.search import DEFAULT_FOLDS
+    from pipeline.training.training_data import load_training_data
 
     data = load_training_data(options["features"])
     train, test = data.rows("train"), data.rows("test")

@@ -13,7 +13,7 @@ from pipeline.errors import IntegrityError
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.bundle import Bundle
 from pipeline.heads.classifiers import HEADS
-from pipeline.heads.training import train_head
+from pipeline.training.single_label import train_head
 
 AFFINE = {"logreg", "ridge", "linear-svm", "lda"}
 

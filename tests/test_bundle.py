@@ -16,7 +16,7 @@ from pipeline.errors import BundleError, IntegrityError, UsageError, WeightsErro
 from pipeline.features.recipe import Recipe
 from pipeline.heads.bundle import Bundle
 from pipeline.heads.classifiers import HEADS
-from pipeline.heads.training import train_head
+from pipeline.training.single_label import train_head
 
 
 @pytest.fixture

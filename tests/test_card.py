@@ -9,8 +9,8 @@ from test_training import make_store
 from pipeline.errors import IntegrityError
 from pipeline.heads.bundle import Bundle
 from pipeline.heads.card import model_card
-from pipeline.heads.training import train_head
 from pipeline.heads.trust import Trust
+from pipeline.training.single_label import train_head
 
 
 def front_matter(card):

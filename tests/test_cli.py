@@ -16,6 +16,7 @@ from test_store import make_index
 from pipeline import cli
 from pipeline.features.store import write_store
 from pipeline.files import locked
+from pipeline.training import race as racing
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
 
@@ -86,16 +87,15 @@ def test_train_head_prints_the_table_and_the_baseline(run, made):
 
 def test_a_race_from_the_command_line(run, made, monkeypatch):
     from pipeline import Bundle
-    from pipeline.heads import search
 
-    monkeypatch.setattr(search, "RACE", {name: search.RACE[name] for name in ("logreg", "ridge", "knn")})
+    monkeypatch.setattr(racing, "RACE", {name: racing.RACE[name] for name in ("logreg", "ridge", "knn")})
     features, bundle, _ = made
     code, out, err = run("train-head", features, "--out", bundle, "--head", "auto", "--budget", "1m", "--curve")
     assert code == 0, err
     assert "candidate" in out
     assert "training images  a class" in out
     assert "note: raced" in err
-    assert Bundle.load(bundle).head_name in search.RACE
+    assert Bundle.load(bundle).head_name in racing.RACE
     code, out, _ = run("train-head", features, "--out", bundle, "--head", "auto", "--json", "--budget", "90")
     data = json.loads(out)
     assert {"accuracy_sd", "fit_seconds", "folds"} <= set(data["candidates"][0])

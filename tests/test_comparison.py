@@ -11,11 +11,11 @@ from test_training import make_store
 from pipeline import cli
 from pipeline.errors import PipelineError, TrainingError, UsageError, WeightsError
 from pipeline.features.store import write_store
-from pipeline.heads import comparison
 from pipeline.heads.classifiers import make_head
-from pipeline.heads.comparison import Contender, compare, format_contenders, measure_cost, plot_contenders
-from pipeline.heads.joining import load_training_data
 from pipeline.metrics.transferability import logme
+from pipeline.training import comparison
+from pipeline.training.comparison import Contender, compare, format_contenders, measure_cost, plot_contenders
+from pipeline.training.training_data import load_training_data
 from pipeline.wording import display_width
 
 

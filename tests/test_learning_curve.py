@@ -8,9 +8,9 @@ import pytest
 from test_search import make_data
 from test_training import make_store
 
-from pipeline.heads.fitting import Fitter
-from pipeline.heads.learning_curve import _part, extrapolate, format_curve, learning_curve
-from pipeline.heads.training import train_head
+from pipeline.training.fitting import Fitter
+from pipeline.training.learning_curve import _part, extrapolate, format_curve, learning_curve
+from pipeline.training.single_label import train_head
 
 SIZES = np.array([100, 200, 400, 800, 1600])
 

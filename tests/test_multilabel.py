@@ -18,9 +18,9 @@ from pipeline.features.store import FeatureStore, write_store
 from pipeline.heads.bundle import Bundle
 from pipeline.heads.card import model_card
 from pipeline.heads.multilabel import MultiLabel, label_matrix
-from pipeline.heads.multilabel_training import train_multi_label
 from pipeline.metrics.label_sets import evaluate_labels, format_labels
 from pipeline.prediction import predict
+from pipeline.training.multi_label import train_multi_label
 from pipeline.wording import display_width
 
 

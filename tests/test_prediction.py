@@ -19,8 +19,8 @@ import pipeline
 from pipeline.errors import PipelineError, UsageError
 from pipeline.features.engines import Speed
 from pipeline.features.store import FeatureStore, write_store
-from pipeline.heads.training import train_head
 from pipeline.prediction import Prediction, columns, list_images, predict, write_predictions
+from pipeline.training.single_label import train_head
 
 pytestmark = pytest.mark.usefixtures("fake_engine")
 

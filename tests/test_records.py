@@ -9,8 +9,8 @@ from test_training import make_store
 
 from pipeline import cli
 from pipeline.errors import PipelineError, UsageError
-from pipeline.heads import records
-from pipeline.heads.records import append_record, differences, format_records, read_records, sorted_records
+from pipeline.training import runs as records
+from pipeline.training.runs import append_record, differences, format_records, read_records, sorted_records
 from pipeline.wording import display_width
 
 

@@ -21,10 +21,10 @@ from pipeline.errors import UsageError
 from pipeline.features.extraction import extract
 from pipeline.features.store import FeatureStore
 from pipeline.heads.bundle import Bundle
-from pipeline.heads.training import train_head
 from pipeline.insight.audit import audit
 from pipeline.insight.commands import extract_command, report_command, train_command
 from pipeline.insight.report import Options, write_report
+from pipeline.training.single_label import train_head
 
 HOSTILE = "<img src=x onerror=alert(1)>.jpg"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from test_training import make_store
 
 from pipeline.errors import TrainingError, UsageError
-from pipeline.heads import search
-from pipeline.heads.fitting import Fitter
 from pipeline.heads.folds import make_folds
-from pipeline.heads.joining import TrainingData
-from pipeline.heads.search import RACE, choose, format_leaderboard, race
-from pipeline.heads.training import train_head
+from pipeline.training import race as racing
+from pipeline.training import search
+from pipeline.training.fitting import Fitter
+from pipeline.training.race import RACE, race
+from pipeline.training.search import choose, format_leaderboard
+from pipeline.training.single_label import train_head
+from pipeline.training.training_data import TrainingData
 
 QUICK = {name: RACE[name] for name in ("logreg", "ridge", "lda", "nearest-centroid", "knn", "svm")}
 
@@ -38,7 +40,7 @@ def make_data(n=120, views=1, dim=6, noise=1.5, seed=0, splits=None, groups=None
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(search, "RACE", QUICK)
+    monkeypatch.setattr(racing, "RACE", QUICK)
 
 
 @settings(max_examples=40, deadline=None)
@@ -105,7 +107,7 @@ def test_the_race_finds_a_good_head_and_says_how(quick):
 
 @pytest.mark.parametrize("name", ["ridge", "svm"])
 def test_the_winner_keeps_the_temperature_of_the_folds(quick, monkeypatch, name):
-    monkeypatch.setattr(search, "RACE", {name: 1.0})
+    monkeypatch.setattr(racing, "RACE", {name: 1.0})
     data = make_data(n=300)
     found = race(Fitter(data))
     (alone,) = Fitter(data).fit(name, [found.params], np.arange(300))
@@ -136,21 +138,21 @@ def test_a_strength_that_another_of_its_head_outdoes_drops_out():
         return search.Candidate(head, {"s": strength}, proba, np.ones(400, bool), {0: 0.9})
 
     started = [candidate("a", 1, unsure), candidate("a", 2, sure), candidate("b", 1, unsure), candidate("b", 2, wrong)]
-    left = search._survivors(started, truth)
+    left = racing._survivors(started, truth)
     assert [each.params["s"] for each in left["a"]] == [2]
     assert [each.params["s"] for each in left["b"]] == [1], "another head's log loss is no reason to drop out"
     right = unsure.copy()
     right[0] = [0.6, 0.4]  # more accurate by an image, so accuracy may yet choose it
     started[0].proba = right
-    assert [each.params["s"] for each in search._survivors(started, truth)["a"]] == [1, 2]
+    assert [each.params["s"] for each in racing._survivors(started, truth)["a"]] == [1, 2]
 
 
 def test_clearly_worse_candidates_drop_out(quick, monkeypatch):
-    monkeypatch.setattr(search, "RACE", {**QUICK, "dummy": 1.0})
+    monkeypatch.setattr(racing, "RACE", {**QUICK, "dummy": 1.0})
     found = race(Fitter(make_data(n=300)))
     assert "dummy: dropped, clearly worse than logreg on a quarter of a fold's images" in found.notes
     assert "dummy" not in {each["head"] for each in found.candidates}
-    monkeypatch.setattr(search, "RACE", QUICK)
+    monkeypatch.setattr(racing, "RACE", QUICK)
     noisy = make_data(n=300, dim=60, noise=3.0)
     board = race(Fitter(noisy)).candidates
     assert {each["folds"] for each in board} == {1, 5}, "nobody dropped out after a fold"
@@ -187,7 +189,7 @@ def test_a_spent_budget_says_what_was_not_tried(quick):
 
 def test_a_head_that_would_take_too_long_is_left_out(quick, monkeypatch):
     fair, seconds = np.full((120, 3), 1 / 3), (0.0, 1000.0)
-    monkeypatch.setattr(search, "_pilot", lambda fitter, name, _, __, outer: (seconds[name == "svm"], fair[outer]))
+    monkeypatch.setattr(racing, "_pilot", lambda fitter, name, _, __, outer: (seconds[name == "svm"], fair[outer]))
     found = race(Fitter(make_data()), budget=30)
     assert "svm: not tried, for the budget was spent and a fold takes 1000.0 s" in found.notes
     assert "svm" not in {each["head"] for each in found.candidates}
@@ -201,10 +203,10 @@ def test_a_head_that_fails_does_not_end_the_race(quick, monkeypatch):
             raise ValueError("no\nway")
         return real(fitter, entrants, *rest, **more)
 
-    monkeypatch.setattr(search, "_judge", fails)
+    monkeypatch.setattr(racing, "_judge", fails)
     found = race(Fitter(make_data()))
     assert "lda: cannot be fitted (no way)" in found.notes
-    monkeypatch.setattr(search, "RACE", {"lda": 1.0})
+    monkeypatch.setattr(racing, "RACE", {"lda": 1.0})
     with pytest.raises(TrainingError, match="no head can be fitted on these vectors: lda: cannot be fitted"):
         race(Fitter(make_data()))
 

@@ -23,6 +23,7 @@ ROOMS = [
     "features",
     "heads",
     "prediction",
+    "training",
     "insight",
     "deploy",
     "cli",

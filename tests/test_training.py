@@ -12,9 +12,9 @@ from test_store import make_index
 
 from pipeline.errors import TrainingError, UsageError
 from pipeline.features.store import FeatureStore, write_store
-from pipeline.heads.joining import load_training_data
-from pipeline.heads.training import train_head
 from pipeline.heads.trust import Trust
+from pipeline.training.single_label import train_head
+from pipeline.training.training_data import load_training_data
 
 
 def make_store(path, n=90, dim=4, noise=0.5, seed=0, **changes):

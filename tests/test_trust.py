@@ -15,18 +15,18 @@ from test_classifiers import QUICK
 from test_training import make_store
 
 from pipeline.errors import IntegrityError, TrainingError, UsageError
-from pipeline.heads import training
 from pipeline.heads.abstention import accepted, learn_threshold
 from pipeline.heads.bundle import Bundle
 from pipeline.heads.calibration import Calibration, across_halves, fit_calibration, temperature
 from pipeline.heads.classifiers import HEADS, make_head
-from pipeline.heads.fitting import Fitter
 from pipeline.heads.novelty import Novelty
 from pipeline.heads.temperature import temper
-from pipeline.heads.training import TRUST_FOLDS, train_head
 from pipeline.heads.trust import Safeguards, Trust
 from pipeline.metrics.reliability_curve import reliability
 from pipeline.prediction import predict, write_predictions
+from pipeline.training.fitting import Fitter
+from pipeline.training.held_out import TRUST_FOLDS
+from pipeline.training.single_label import train_head
 
 
 def drawn(seed, n=4000, k=5, sharpness=1.0):
@@ -251,7 +251,7 @@ def test_a_network_with_many_validation_images_is_fitted_once(tmp_path, monkeypa
         return report.trust["held_out"], len(fits)
 
     assert held_out(Trust()) == (60, 1 + TRUST_FOLDS)
-    monkeypatch.setattr(training, "ENOUGH", 15)
+    monkeypatch.setattr("pipeline.training.held_out.ENOUGH", 15)
     assert held_out(Trust()) == (15, 1)
     assert held_out(Trust("isotonic")) == (60, 1 + TRUST_FOLDS)
     assert held_out(Trust(abstain=0.5)) == (60, 1 + TRUST_FOLDS)

@@ -34,8 +34,8 @@ def compare(
     validation split; the test split takes no part. LogME scores vectors without training. Costs are
     milliseconds per image, measured now on some of the images where they still are.
     """
-    from pipeline.heads.comparison import compare as run
-    from pipeline.heads.comparison import format_contenders, plot_contenders
+    from pipeline.training.comparison import compare as run
+    from pipeline.training.comparison import format_contenders, plot_contenders
 
     with progress_bar(" fits", quiet) as progress:
         found = run(list(features), head=head, join=join, seed=seed, progress=progress)
@@ -69,7 +69,7 @@ def runs(
 
     RUNS is artifacts/runs.jsonl unless you name another file.
     """
-    from pipeline.heads import records
+    from pipeline.training import runs as records
 
     found, damaged = records.read_records(file)
     if damaged and not quiet:

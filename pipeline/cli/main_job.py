@@ -147,10 +147,10 @@ def train_head(
     hist-gradient-boosting, nearest-centroid, dummy, dense
     """  # noqa: D301 - click's mark for lines that stay as they are
     from pipeline.heads.classifiers import parse_params
-    from pipeline.heads.multilabel_training import train_multi_label
-    from pipeline.heads.records import RUNS_FILE, append_record, record_of
-    from pipeline.heads.training import train_head as run
     from pipeline.heads.trust import Trust
+    from pipeline.training.multi_label import train_multi_label
+    from pipeline.training.runs import RUNS_FILE, append_record, record_of
+    from pipeline.training.single_label import train_head as run
 
     options["params"] = parse_params(params)
     if page:
@@ -305,7 +305,7 @@ def finetune(
     """
     from pipeline.deploy.finetuning import Places, Tuning, fine_tune
     from pipeline.features.engines import Speed
-    from pipeline.heads.records import RUNS_FILE, append_record, record_of
+    from pipeline.training.runs import RUNS_FILE, append_record, record_of
 
     _, report = fine_tune(
         bundle,

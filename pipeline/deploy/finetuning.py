@@ -28,15 +28,16 @@ from pipeline.features.store import FeatureStore
 from pipeline.features.weights import TUNED, file_sha256
 from pipeline.heads.abstention import needed
 from pipeline.heads.bundle import DESCRIPTION, Bundle
-from pipeline.heads.joining import TrainingData
-from pipeline.heads.report import Report
-from pipeline.heads.search import AUTO
-from pipeline.heads.training import asked_of, train_head, training_data_of
 from pipeline.heads.trust import Trust
 from pipeline.images.manifest import Manifest
 from pipeline.images.texts import Positions, Texts
 from pipeline.images.views import ONE, parse_views
 from pipeline.parallel import ahead, one_blas_thread
+from pipeline.training.provenance import asked_of, training_data_of
+from pipeline.training.report import Report
+from pipeline.training.search import AUTO
+from pipeline.training.single_label import train_head
+from pipeline.training.training_data import TrainingData
 from pipeline.wording import count_of
 
 Progress = Callable[[int, int], None]

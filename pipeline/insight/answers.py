@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from pipeline.features.store import FeatureStore
 from pipeline.heads.bundle import Bundle
-from pipeline.heads.training import training_data_of
 from pipeline.images.texts import Texts
+from pipeline.training.provenance import training_data_of
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from pipeline.features.recipe import LAST
 from pipeline.features.store import FeatureStore
 from pipeline.features.weights import FILE, IMAGENET, TUNED
 from pipeline.heads.bundle import Bundle
-from pipeline.heads.training import asked_of
 from pipeline.images.views import ONE
+from pipeline.training.provenance import asked_of
 from pipeline.wording import printable
 
 # What train_head.py was asked, option by option, where it differs from the default.

@@ -23,7 +23,12 @@ SIZE = 32
 PART_ROWS = 10
 _PATIENCE = 60.0
 # Imported once, by the process that victims are forked from.
-_PRELOAD = ["pipeline.features.extraction", "pipeline.prediction", "pipeline.heads.training", "sklearn.neighbors"]
+_PRELOAD = [
+    "pipeline.features.extraction",
+    "pipeline.prediction",
+    "pipeline.training.single_label",
+    "sklearn.neighbors",
+]
 _PRELOAD += ["sklearn.pipeline", "sklearn.preprocessing", "skops.io", "pyarrow.parquet"]
 
 

@@ -1,38 +1,38 @@
 """Stage 2: cached vectors to a fitted head, an honest report, and a bundle."""
 
-import json
 import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import TrainingError, UsageError, installed_versions
+from pipeline.errors import TrainingError, UsageError
 from pipeline.features.weights import TUNED
 from pipeline.heads.bundle import Bundle
-from pipeline.heads.classifiers import Calibrate, make_head
-from pipeline.heads.fitting import Fitter
-from pipeline.heads.joining import Features, TrainingData, load_training_data
-from pipeline.heads.learning_curve import learning_curve
+from pipeline.heads.classifiers import make_head
 from pipeline.heads.novelty import FALSE_ALARMS, Novelty
-from pipeline.heads.report import Report
-from pipeline.heads.search import AUTO, DEFAULT_BUDGET, DEFAULT_FOLDS, Choice, choose, race
 from pipeline.heads.sklearn_errors import told
 from pipeline.heads.trust import HeldOut, Safeguards, Trust, learn_safeguards, trust_facts
-from pipeline.images.findings import Finding, read_findings
+from pipeline.images.findings import read_findings
 from pipeline.metrics.binary import two_class_facts
 from pipeline.metrics.evaluation import evaluate
 from pipeline.parallel import one_blas_thread
+from pipeline.training.fitting import Fitter
+from pipeline.training.held_out import _answers, _of_folds, _of_validation, _units_of_classes, _validation_calibrates
+from pipeline.training.learning_curve import learning_curve
+from pipeline.training.provenance import _plain, provenance_of
+from pipeline.training.race import DEFAULT_BUDGET, race
+from pipeline.training.report import Report
+from pipeline.training.search import AUTO, DEFAULT_FOLDS, Choice, choose
+from pipeline.training.training_data import Features, TrainingData, load_training_data
+from pipeline.training.tuned import _check_tuned, _trust_of_tuned, _tuned_note
 from pipeline.wording import count_of
 
 SPLITS = ("train", "validation", "test")
-TRUST_FOLDS = 3  # for calibration and abstention, where choosing made no folds
-ENOUGH = 300  # validation images from which a network learns its temperature; with 36 it was worse than by folds
 
 
 class TrainingOptions(TypedDict, total=False):
@@ -77,7 +77,7 @@ def train_head(
         Several files of the same images (other backbones, layers, sizes) are joined by image.
     head : str
         A name of the table of heads, the import path of a scikit-learn classifier, or ``"auto"``: many heads
-        race, see `pipeline.heads.search.race`.
+        race, see `pipeline.training.race.race`.
     params : mapping or None
         Parameters of the classifier, by plain name.
     cv : int or None
@@ -91,7 +91,7 @@ def train_head(
     average_views : bool
         Whether predictions are the mean over the views of an image, instead of that of its first.
     curve : bool
-        Whether to measure how accuracy grows with the training images, see `pipeline.heads.learning_curve`.
+        Whether to measure how accuracy grows with the training images, see `pipeline.training.learning_curve`.
     trust : Trust
         Calibration of the probabilities, abstention, novelty score.
     exclude : path or None
@@ -206,79 +206,6 @@ def train_head(
     return bundle, report
 
 
-def asked_of(bundle: Bundle) -> dict[str, Any]:
-    """Return what a bundle's training was asked for, option by option; of an older bundle, what can be told."""
-    provenance = bundle.provenance
-    # Parameters that the training chose were not asked for: with them it would choose nothing.
-    given = {} if bundle.report.get("chosen_on") else dict(bundle.params)
-    told = {"head": bundle.head_name, "params": given, "average_views": bundle.average_views}
-    asked = provenance.get("asked") or {**told, "cv": provenance.get("cv"), "seed": provenance.get("seed", 0)}
-    params = asked.get("params") or {}
-    tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in params.items()}
-    return {**asked, "params": tuples}  # JSON knows no tuple
-
-
-def training_data_of(bundle: Bundle, features: Sequence[str | os.PathLike[str]] = ()) -> TrainingData:
-    """Read the feature files that a bundle was trained on, with the splits that they had then.
-
-    Parameters
-    ----------
-    bundle : Bundle
-    features : sequence of path
-        By default where they were at the training.
-
-    Raises
-    ------
-    UsageError
-        If these are others than those of the training.
-    """
-    provenance = bundle.provenance
-    told = list(provenance.get("features") or [])
-    if not features and (not told or any(not Path(file).exists() for file in told)):
-        where = f"lies not at {told[0]} any more" if told else "is not known"
-        raise UsageError(f"the feature file of the bundle {where}; name it with --features")
-    files = [os.fspath(each) for each in features] or told
-    findings = [Finding(**finding) for finding in provenance.get("findings") or []]
-    data = load_training_data(files, int(provenance.get("seed", 0)), findings)
-    made = [store.recipe for store in data.stores]
-    if len(made) != len(bundle.recipes) or not all(
-        ours.same_as(theirs) for ours, theirs in zip(bundle.recipes, made, strict=True)
-    ):
-        raise UsageError(
-            f"{', '.join(files)} was made with {' + '.join(map(str, made))}, the bundle expects"
-            f" {bundle.describe()}; name the files that it was trained on with --features"
-        )
-    if tuple(data.classes) != tuple(bundle.classes):
-        raise UsageError(f"{files[0]} has other classes than the bundle; name the file that it was trained on")
-    if provenance.get("content", data.content) != data.content:
-        raise UsageError(
-            f"{files[0]} holds other photographs than the bundle was trained on, though its recipe and classes are"
-            " the same; name the file that it was trained on with --features, or train a bundle on this one"
-        )
-    return data
-
-
-def provenance_of(data: TrainingData, seed: int) -> dict[str, Any]:
-    """Say what a training started from, as plain data."""
-    recipes = [store.recipe for store in data.stores]
-    return {
-        "seed": seed,
-        "fingerprints": [recipe.fingerprint for recipe in recipes],
-        "recipes": [str(recipe) for recipe in recipes],
-        "images": len(data.y),
-        "content": data.content,
-        "features": [str(store.path.absolute()) for store in data.stores],
-        "versions": installed_versions("twostage-features", "numpy", "scikit-learn", "skops", "keras", "tensorflow"),
-    }
-
-
-def _plain(asked: dict[str, Any]) -> dict[str, Any]:
-    """Return what was asked for as JSON would give it back, the options of `Trust` among the others."""
-    trust = asked.pop("trust")
-    plain: dict[str, Any] = json.loads(json.dumps({**asked, **trust}, default=str))
-    return plain
-
-
 def with_novelty(safeguards: Safeguards, data: TrainingData, seed: int) -> Safeguards:
     """Add a novelty score learned from the training images as they are, without their augmented views."""
     train = data.rows("train")
@@ -301,87 +228,6 @@ def _check_options(head: str, params: Mapping[str, Any], cv: int | None, seed: i
         raise UsageError(f"cv {cv} makes no folds; give 2 or more")
     if head != AUTO:
         make_head(head, params, seed)  # last, for it imports scikit-learn
-
-
-def _check_tuned(data: TrainingData, head: str, cv: int | None, curve: bool) -> None:
-    """Refuse what would ask a tuned network about images that it has learned from."""
-    if cv is not None or curve or head == AUTO:
-        what = "--cv" if cv is not None else "--curve" if curve else "--head auto"
-        raise UsageError(
-            f"the network was tuned on training images, so parts of them prove nothing; leave out {what}, or take"
-            " features of weights that were not tuned"
-        )
-    if not len(data.rows("validation")):
-        raise TrainingError("the network was tuned, so nothing can be chosen without validation images; add some")
-
-
-def _trust_of_tuned(data: TrainingData, trust: Trust) -> Trust:
-    """Leave calibration to as many validation images as it takes, where others judge; elsewhere it does harm."""
-    if len(data.rows("validation")) < ENOUGH or not len(data.rows("test")):
-        return replace(trust, calibration="none")
-    # A temperature that a head (svm, ridge, ...) fits by folds comes from images that the network knows.
-    return replace(trust, calibration="temperature") if trust.calibration == "auto" else trust
-
-
-def _tuned_note(trust: Trust, scored_on: str) -> str:
-    also = ["chose when to stop"]
-    also += ["calibrated the probabilities"] if trust.calibration != "none" else []
-    also += ["set the threshold for abstaining"] if trust.abstain is not None else []
-    told = f"the network was tuned on the training images, so the validation images {' and '.join(also)}"
-    if trust.calibration == "none":
-        told += f"; probabilities are calibrated only with {ENOUGH} of them, and test images"
-    return told + ("; the score on them is too good" if scored_on == "validation" else "")
-
-
-def _answers(fitter: Fitter, fitted: Any, calibrate: Calibrate | None = None) -> dict[str, NDArray[np.float64]]:
-    """Return the probabilities of the splits that the head has not seen."""
-    rows = {split: fitter.data.rows(split) for split in ("validation", "test")}
-    return {split: fitter.probabilities(fitted, each, calibrate) for split, each in rows.items() if len(each)}
-
-
-def _validation_calibrates(data: TrainingData, fitted: Any, chosen: Choice, trust: Trust) -> bool:
-    """Say whether the validation images, by which a network stopped, may teach it its temperature, too.
-
-    They do so as well as folds, which would train it three times more. A threshold and curves want more images, and
-    without a test split the validation images are those that the score comes from.
-    """
-    return (
-        hasattr(fitted[-1], "keras_model")
-        and trust.calibration in ("auto", "temperature")
-        and trust.abstain is None
-        and chosen.folded is None
-        and len(data.rows("test")) > 0
-        and len(data.rows("validation")) >= ENOUGH
-    )
-
-
-def _of_validation(
-    data: TrainingData, raw: Mapping[str, NDArray[np.float64]], classes: NDArray[np.int64]
-) -> HeldOut | None:
-    """Return labels and probabilities of the validation images of the head's classes."""
-    y = data.y[data.rows("validation")]
-    known = np.isin(y, classes)
-    return np.searchsorted(classes, y[known]), raw["validation"][known][:, np.asarray(classes, int)]
-
-
-def _of_folds(fitter: Fitter, chosen: Choice, classes: NDArray[np.int64]) -> HeldOut | None:
-    """Return labels and out-of-fold probabilities of training images, in columns of the head's classes."""
-    y, rows = fitter.data.y, chosen.folded_rows
-    proba = chosen.folded
-    if proba is None:
-        train = fitter.data.rows("train")
-        counts = _units_of_classes(fitter.data, train)
-        folds = min(TRUST_FOLDS, max(2, min(counts.values())))
-        # A class with fewer images than folds takes no part.
-        rows = train[[counts[label] >= folds for label in y[train].tolist()]]
-        if len(np.unique(y[rows])) < 2:
-            return None
-        proba = np.zeros((len(y), len(fitter.data.classes)))
-        for inner, outer in fitter.folds(folds, rows):
-            (fitted,) = fitter.fit(chosen.head, [chosen.params], inner)
-            proba[outer] = fitter.probabilities(fitted, outer)
-        proba = proba[rows]
-    return np.searchsorted(classes, y[rows]), proba[:, np.asarray(classes, int)]
 
 
 def _metrics(
@@ -421,9 +267,3 @@ def _check_trainable(data: TrainingData, train: NDArray[np.int64], cv: int | Non
             + (", or leave out --cv" if cv else "")
         )
     return smallest
-
-
-def _units_of_classes(data: TrainingData, rows: NDArray[np.int64]) -> Counter[int]:
-    """Count the units of each class: an image of a group counts with its group, which no fold may cut."""
-    units = set(zip(data.y[rows].tolist(), data.units[rows].tolist(), strict=True))
-    return Counter(label for label, _ in units)

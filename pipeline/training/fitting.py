@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from pipeline.heads.classifiers import Calibrate, class_probabilities, make_head
 from pipeline.heads.folds import Folds, make_folds
-from pipeline.heads.joining import TrainingData
 from pipeline.heads.regularisation_path import fit_path
+from pipeline.training.training_data import TrainingData
 
 Rows = NDArray[np.int64]
 

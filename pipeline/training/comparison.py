@@ -18,11 +18,11 @@ from pipeline.features.engines import Speed, make_encoder
 from pipeline.features.store import FeatureStore
 from pipeline.features.weights import TUNED
 from pipeline.heads.classifiers import make_head
-from pipeline.heads.joining import Features, load_training_data
 from pipeline.images.decode import read_bytes
 from pipeline.images.views import load_views
 from pipeline.metrics.intervals import wilson_interval
 from pipeline.metrics.transferability import logme
+from pipeline.training.training_data import Features, load_training_data
 from pipeline.wording import display_width, printable, shorten
 
 JOINS = ("none", "pairs", "all")

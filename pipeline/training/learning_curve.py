@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.heads.fitting import Fitter, Rows
+from pipeline.training.fitting import Fitter, Rows
 
 _SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 _REPEATS = 3  # draws of each smaller part

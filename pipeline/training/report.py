@@ -3,12 +3,12 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipeline.heads.learning_curve import format_curve
-from pipeline.heads.search import TIMES, format_leaderboard
 from pipeline.heads.trust import format_trust
 from pipeline.metrics.binary import format_two_class
 from pipeline.metrics.label_sets import format_labels
 from pipeline.metrics.tables import format_confusion, format_table
+from pipeline.training.learning_curve import format_curve
+from pipeline.training.search import TIMES, format_leaderboard
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,7 +38,7 @@ class Report:
     history : dict of str to list of float
         Curves of a Keras head, else empty.
     curve : dict
-        Accuracy against images per class, see `pipeline.heads.learning_curve.learning_curve`; else empty.
+        Accuracy against images per class, see `pipeline.training.learning_curve.learning_curve`; else empty.
     provenance : dict
         Recipes, seed and versions.
     trust : dict

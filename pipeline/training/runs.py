@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError, UsageError
-from pipeline.heads.report import Report
+from pipeline.training.report import Report
 from pipeline.wording import printable, shorten
 
 RUNS_FILE = "runs.jsonl"
