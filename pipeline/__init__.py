@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.bundles.bundle import Bundle
     from pipeline.deploy.finetuning import Tuning, fine_tune
     from pipeline.errors import ImageError, IntegrityError, PipelineError
     from pipeline.features.backbones import BACKBONES, Backbone
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from pipeline.features.recipe import Recipe
     from pipeline.features.store import FeatureStore, verify
     from pipeline.features.transformer import BottleneckFeatures
-    from pipeline.heads.bundle import Bundle
     from pipeline.heads.classifiers import HEADS
     from pipeline.heads.keras_head import KerasHead
     from pipeline.heads.trust import Trust
@@ -33,7 +33,7 @@ _HOMES = {
     "HEADS": "heads.classifiers",
     "Backbone": "features.backbones",
     "BottleneckFeatures": "features.transformer",
-    "Bundle": "heads.bundle",
+    "Bundle": "bundles.bundle",
     "FeatureStore": "features.store",
     "ImageError": "errors",
     "IntegrityError": "errors",

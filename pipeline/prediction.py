@@ -16,13 +16,13 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.bundles.bundle import Bundle
 from pipeline.errors import ImageError, PipelineError, UsageError
 from pipeline.features.engines import Speed
 from pipeline.features.extraction import decode_window
 from pipeline.features.recipe import Recipe
 from pipeline.features.store import FeatureStore
 from pipeline.files import replacing
-from pipeline.heads.bundle import Bundle
 from pipeline.heads.trust import ABSTAIN, NOVEL, OK
 from pipeline.images.decode import read_bytes
 from pipeline.images.isolation import Decoders

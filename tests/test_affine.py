@@ -9,9 +9,9 @@ import pytest
 from test_classifiers import QUICK
 from test_training import make_store
 
+from pipeline.bundles.bundle import Bundle
 from pipeline.errors import IntegrityError
 from pipeline.heads.affine import AffineHead
-from pipeline.heads.bundle import Bundle
 from pipeline.heads.classifiers import HEADS
 from pipeline.training.single_label import train_head
 

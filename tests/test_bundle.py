@@ -12,9 +12,9 @@ import pytest
 from test_classifiers import QUICK
 from test_training import make_store
 
+from pipeline.bundles.bundle import Bundle
 from pipeline.errors import BundleError, IntegrityError, UsageError, WeightsError
 from pipeline.features.recipe import Recipe
-from pipeline.heads.bundle import Bundle
 from pipeline.heads.classifiers import HEADS
 from pipeline.training.single_label import train_head
 
@@ -67,7 +67,7 @@ def test_saving_replaces_a_bundle_and_nothing_else(bundle, tmp_path):
 
 @pytest.mark.parametrize("kernel", [True, False])
 def test_a_rename_that_fails_leaves_the_old_bundle(bundle, tmp_path, monkeypatch, kernel):
-    from pipeline.heads import bundle as module
+    from pipeline.bundles import bundle as module
 
     if not kernel:
         monkeypatch.setattr(module.ctypes, "CDLL", lambda _: None)
@@ -117,7 +117,7 @@ def test_changed_bytes_are_noticed(bundle, tmp_path, name):
 
 def forge(folder, change):
     """Change the description and make its digest fit, as somebody who means harm would."""
-    from pipeline.heads import bundle as module
+    from pipeline.bundles import bundle as module
 
     path = folder / "bundle.json"
     content = json.loads(path.read_text())

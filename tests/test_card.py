@@ -6,9 +6,9 @@ import pytest
 import yaml
 from test_training import make_store
 
+from pipeline.bundles.bundle import Bundle
+from pipeline.bundles.card import model_card
 from pipeline.errors import IntegrityError
-from pipeline.heads.bundle import Bundle
-from pipeline.heads.card import model_card
 from pipeline.heads.trust import Trust
 from pipeline.training.single_label import train_head
 

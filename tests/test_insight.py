@@ -11,12 +11,12 @@ from fake import RECIPE
 from PIL import Image
 from test_cli import made, run  # noqa: F401 - fixtures
 
+from pipeline.bundles.bundle import Bundle
 from pipeline.errors import PipelineError, UsageError
 from pipeline.features.engines import Speed
 from pipeline.features.recipe import Recipe
 from pipeline.features.store import FeatureStore
 from pipeline.heads.affine import AffineHead
-from pipeline.heads.bundle import Bundle
 from pipeline.insight import projection
 from pipeline.insight.explain import Explainer, overlay
 from pipeline.insight.plots import Scored, make_plots

@@ -13,10 +13,10 @@ from test_classifiers import QUICK
 from test_store import make_index
 
 from pipeline import cli
+from pipeline.bundles.bundle import Bundle
+from pipeline.bundles.card import model_card
 from pipeline.errors import IntegrityError, TrainingError, UsageError
 from pipeline.features.store import FeatureStore, write_store
-from pipeline.heads.bundle import Bundle
-from pipeline.heads.card import model_card
 from pipeline.heads.multilabel import MultiLabel, label_matrix
 from pipeline.metrics.label_sets import evaluate_labels, format_labels
 from pipeline.prediction import predict

@@ -17,10 +17,10 @@ from conftest import paint
 from PIL import Image, ImageOps
 from test_cli import made, run  # noqa: F401 - fixtures
 
+from pipeline.bundles.bundle import Bundle
 from pipeline.errors import UsageError
 from pipeline.features.extraction import extract
 from pipeline.features.store import FeatureStore
-from pipeline.heads.bundle import Bundle
 from pipeline.insight.audit import audit
 from pipeline.insight.commands import extract_command, report_command, train_command
 from pipeline.insight.report import Options, write_report

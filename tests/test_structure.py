@@ -22,6 +22,7 @@ ROOMS = [
     "metrics",
     "features",
     "heads",
+    "bundles",
     "prediction",
     "training",
     "insight",

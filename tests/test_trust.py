@@ -14,9 +14,9 @@ from sklearn.frozen import FrozenEstimator
 from test_classifiers import QUICK
 from test_training import make_store
 
+from pipeline.bundles.bundle import Bundle
 from pipeline.errors import IntegrityError, TrainingError, UsageError
 from pipeline.heads.abstention import accepted, learn_threshold
-from pipeline.heads.bundle import Bundle
 from pipeline.heads.calibration import Calibration, across_halves, fit_calibration, temperature
 from pipeline.heads.classifiers import HEADS, make_head
 from pipeline.heads.novelty import Novelty

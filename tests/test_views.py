@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipeline.bundles.bundle import Bundle
 from pipeline.errors import RecipeMismatchError, UsageError
 from pipeline.features.extraction import fill_store
 from pipeline.features.recipe import Recipe
 from pipeline.features.store import FeatureStore, verify
-from pipeline.heads.bundle import Bundle
 from pipeline.images.decode import load_pixels
 from pipeline.images.manifest import Manifest
 from pipeline.images.resize import RESIZE_POLICIES

@@ -238,8 +238,8 @@ def export_vectors(features: str, out: str, as_json: bool, quiet: bool) -> None:
 @click.argument("paths", nargs=-1, required=True, metavar="FEATURES_OR_BUNDLE...")
 def verify(paths: tuple[str, ...], as_json: bool, quiet: bool) -> int:
     """Read feature files and bundles through and say what is wrong; exit code 4 if anything is."""
+    from pipeline.bundles.bundle import verify_bundle
     from pipeline.features.store import verify as verify_features
-    from pipeline.heads.bundle import verify_bundle
 
     failed = 0
     problems: dict[str, list[str]] = {}

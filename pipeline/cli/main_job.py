@@ -213,8 +213,8 @@ def predict(
     IMAGES are files, folders, a CSV or Parquet table with a path column, - for paths on standard
     input, or the feature files of the bundle's recipes. An image that cannot be read has the reason in its row.
     """
+    from pipeline.bundles.bundle import Bundle
     from pipeline.features.engines import Speed
-    from pipeline.heads.bundle import Bundle
     from pipeline.prediction import ANSWERED, list_images, write_predictions
     from pipeline.prediction import predict as run
 

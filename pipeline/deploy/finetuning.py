@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.bundles.bundle import DESCRIPTION, Bundle
 from pipeline.deploy.last_blocks import LastBlocks, smoothed_loss
 from pipeline.errors import IntegrityError, RecipeMismatchError, TrainingError, UsageError
 from pipeline.features.engines import Speed, make_encoder
@@ -27,7 +28,6 @@ from pipeline.features.recipe import LAST, Recipe
 from pipeline.features.store import FeatureStore
 from pipeline.features.weights import TUNED, file_sha256
 from pipeline.heads.abstention import needed
-from pipeline.heads.bundle import DESCRIPTION, Bundle
 from pipeline.heads.trust import Trust
 from pipeline.images.manifest import Manifest
 from pipeline.images.texts import Positions, Texts

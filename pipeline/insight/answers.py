@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.bundles.bundle import Bundle
 from pipeline.features.store import FeatureStore
-from pipeline.heads.bundle import Bundle
 from pipeline.images.texts import Texts
 from pipeline.training.provenance import training_data_of
 

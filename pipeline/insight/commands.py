@@ -5,10 +5,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pipeline.bundles.bundle import Bundle
 from pipeline.features.recipe import LAST
 from pipeline.features.store import FeatureStore
 from pipeline.features.weights import FILE, IMAGENET, TUNED
-from pipeline.heads.bundle import Bundle
 from pipeline.images.views import ONE
 from pipeline.training.provenance import asked_of
 from pipeline.wording import printable

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from pipeline.bundles.bundle import Bundle
 from pipeline.errors import ImageError, PipelineError
 from pipeline.features.engines import Encoder, Speed, make_encoder
 from pipeline.features.store import FeatureStore
-from pipeline.heads.bundle import Bundle
 from pipeline.images.decode import load_pixels, open_rgb
 from pipeline.insight.pictures import photograph
 from pipeline.prediction import Prediction

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.bundles.bundle import Bundle
 from pipeline.errors import ImageError, PipelineError, UsageError, WeightsError
 from pipeline.features.engines import Speed
 from pipeline.files import replacing
-from pipeline.heads.bundle import Bundle
 from pipeline.heads.trust import format_trust
 from pipeline.images.decode import open_rgb
 from pipeline.insight.answers import Answers

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from pipeline.bundles.bundle import Bundle
 from pipeline.errors import TrainingError
-from pipeline.heads.bundle import Bundle
 from pipeline.heads.classifiers import HEADS, make_head
 from pipeline.heads.multilabel import MultiLabel, choose, label_matrix, one_vs_rest
 from pipeline.heads.sklearn_errors import told

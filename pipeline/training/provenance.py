@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.bundles.bundle import Bundle
 from pipeline.errors import UsageError, installed_versions
-from pipeline.heads.bundle import Bundle
 from pipeline.images.findings import Finding
 from pipeline.training.training_data import TrainingData, load_training_data
 

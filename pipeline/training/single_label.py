@@ -10,9 +10,9 @@ from typing import Any, TypedDict, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.bundles.bundle import Bundle
 from pipeline.errors import TrainingError, UsageError
 from pipeline.features.weights import TUNED
-from pipeline.heads.bundle import Bundle
 from pipeline.heads.classifiers import make_head
 from pipeline.heads.novelty import FALSE_ALARMS, Novelty
 from pipeline.heads.sklearn_errors import told

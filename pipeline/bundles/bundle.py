@@ -19,17 +19,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.bundles.card import model_card
+from pipeline.bundles.head_files import SKOPS_FILE, WEIGHTS_FILE, read_head, write_head
 from pipeline.errors import BundleError, IntegrityError, UsageError, WeightsError
 from pipeline.features.engines import Encoder, Speed, make_encoder
 from pipeline.features.recipe import Recipe
 from pipeline.features.weights import FILE, TUNED, check_digest
 from pipeline.files import publish
 from pipeline.heads.affine import AffineHead
-from pipeline.heads.archive import normalised
-from pipeline.heads.card import model_card
 from pipeline.heads.classifiers import class_probabilities
 from pipeline.heads.multilabel import MultiLabel
-from pipeline.heads.trees import check_trees
 from pipeline.heads.trust import CALIBRATION_FILE, NOVELTY_FILE, Safeguards
 from pipeline.images.decode import Source
 from pipeline.images.views import load_kinds, split_kinds
@@ -37,20 +36,11 @@ from pipeline.images.views import load_kinds, split_kinds
 SCHEMA_VERSION = 2
 READABLE_VERSIONS = (1, 2)  # 2 added "average_views", "trust" and "multi_label"
 DESCRIPTION = "bundle.json"
-SKOPS_FILE = "head.skops"
-WEIGHTS_FILE = "head.weights.h5"
 AFFINE_FILE = "head.npz"
 REPORT_FILE = "report.json"
 CARD_FILE = "README.md"
 FILES = (SKOPS_FILE, WEIGHTS_FILE, AFFINE_FILE, REPORT_FILE, CARD_FILE, CALIBRATION_FILE, NOVELTY_FILE)
 
-# Types beyond skops' own list that heads of the table need; the trees' indexes are checked in addition.
-TRUSTED_TYPES = (
-    "pipeline.heads.softmax_head.SoftmaxHead",
-    "sklearn.multiclass._ConstantPredictor",
-    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
-    "sklearn.tree._tree.Tree",
-)
 
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
@@ -230,7 +220,7 @@ class Bundle:
         return target
 
     def _write(self, folder: Path) -> None:
-        description = _write_head(self.estimator(), folder)
+        description = write_head(self.estimator(), folder)
         if self.affine:
             (folder / AFFINE_FILE).write_bytes(self.affine.to_bytes())
         for name, data in self.safeguards.to_files().items():
@@ -270,7 +260,7 @@ class Bundle:
             files = {name: _read_file(folder, name, digest) for name, digest in content["files"].items()}
             head = dict(content["head"])
             affine = AffineHead.from_bytes(files[AFFINE_FILE]) if AFFINE_FILE in files else None
-            stored = functools.partial(_read_head, folder, head, files)
+            stored = functools.partial(read_head, folder, head, files)
             return cls(
                 recipes=tuple(
                     Recipe.from_json(json.dumps(recipe)).near(folder.parent) for recipe in content["recipes"]
@@ -371,55 +361,3 @@ def _read_file(folder: Path, name: str, digest: str) -> bytes:
     if _sha256(data) != digest:
         raise IntegrityError(f"{folder / name} was changed since the training; restore it or train the bundle anew")
     return data
-
-
-def _write_head(head: Any, folder: Path) -> dict[str, Any]:
-    """Write a fitted pipeline of scikit-learn steps and a head; return what must be said about it."""
-    import skops.io
-
-    from pipeline.heads.keras_head import KerasHead
-
-    description: dict[str, Any] = {}
-    last = head[-1]
-    if isinstance(last, KerasHead):
-        last.save_weights(folder / WEIGHTS_FILE)
-        description = {"keras": last.describe(), "keras_classes": [int(label) for label in last.classes_]}
-        head = _with_last(head, "passthrough")
-    data = normalised(skops.io.dumps(head))
-    if foreign := sorted(set(skops.io.get_untrusted_types(data=data)) - set(TRUSTED_TYPES)):
-        raise BundleError(
-            f"a {type(last).__name__} cannot be stored safely: it holds the types {', '.join(foreign)};"
-            " choose another --head"
-        )
-    (folder / SKOPS_FILE).write_bytes(data)
-    return description
-
-
-def _read_head(folder: Path, description: Mapping[str, Any], files: Mapping[str, bytes]) -> Any:
-    import skops.io
-
-    data = files[SKOPS_FILE]
-    try:
-        types = skops.io.get_untrusted_types(data=data)
-    except Exception as error:
-        raise IntegrityError(f"{folder / SKOPS_FILE} is no skops file ({error}); train the bundle anew") from error
-    if foreign := sorted(set(types) - set(TRUSTED_TYPES)):
-        raise IntegrityError(
-            f"{folder / SKOPS_FILE} holds the types {', '.join(foreign)}, which are not on the list of those that are"
-            " loaded; do not use this bundle"
-        )
-    head = skops.io.loads(data, trusted=list(TRUSTED_TYPES))
-    check_trees(head[-1])
-    if "keras" not in description:
-        return head
-    from pipeline.heads.keras_head import KerasHead
-
-    classes = list(description["keras_classes"])
-    return _with_last(head, KerasHead.restore(description["keras"], folder / WEIGHTS_FILE, classes))
-
-
-def _with_last(head: Any, step: Any) -> Any:
-    """Return the same pipeline with another last step; the fitted steps before it are shared."""
-    from sklearn.pipeline import Pipeline
-
-    return Pipeline([*head.steps[:-1], (head.steps[-1][0], step)])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.wording import printable
 
 if TYPE_CHECKING:
-    from pipeline.heads.bundle import Bundle
+    from pipeline.bundles.bundle import Bundle
 
 _USE = """\
 ```python
@@ -41,7 +41,7 @@ def model_card(bundle: "Bundle") -> str:
 
     Examples
     --------
-    >>> from pipeline.heads.bundle import Bundle
+    >>> from pipeline.bundles.bundle import Bundle
     >>> card = model_card(Bundle((), (), ("cat", "dog"), None, "logreg", {"C": 0.1}))
     >>> card.splitlines()[:4]
     ['---', 'library_name: twostage-features', 'pipeline_tag: image-classification', 'tags:']

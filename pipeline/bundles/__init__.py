@@ -1,0 +1,1 @@
+"""What is saved, loaded and predicts: recipe, head, classes and safeguards in one folder."""
