@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from pipeline.features.transformer import BottleneckFeatures
     from pipeline.heads.classifiers import HEADS
     from pipeline.heads.keras_head import KerasHead
-    from pipeline.heads.trust import Trust
     from pipeline.images.manifest import Manifest
     from pipeline.prediction import Prediction, predict
     from pipeline.training.comparison import compare
     from pipeline.training.multi_label import train_multi_label
     from pipeline.training.report import Report
     from pipeline.training.single_label import train_head
+    from pipeline.trust.safeguards import Trust
 
 _HOMES = {
     "BACKBONES": "features.backbones",
@@ -45,7 +45,7 @@ _HOMES = {
     "Report": "training.report",
     "Speed": "features.engines",
     "Summary": "features.extraction",
-    "Trust": "heads.trust",
+    "Trust": "trust.safeguards",
     "Tuning": "deploy.finetuning",
     "compare": "training.comparison",
     "extract": "features.extraction",

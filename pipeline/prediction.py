@@ -23,13 +23,13 @@ from pipeline.features.extraction import decode_window
 from pipeline.features.recipe import Recipe
 from pipeline.features.store import FeatureStore
 from pipeline.files import replacing
-from pipeline.heads.trust import ABSTAIN, NOVEL, OK
 from pipeline.images.decode import read_bytes
 from pipeline.images.isolation import Decoders
 from pipeline.images.manifest import Manifest
 from pipeline.images.texts import Texts
 from pipeline.images.views import load_kinds, parse_views, split_kinds
 from pipeline.parallel import Progress, ahead
+from pipeline.trust.safeguards import ABSTAIN, NOVEL, OK
 
 STDOUT = "-"
 _NUMBERS = ("probability", "novelty")  # columns

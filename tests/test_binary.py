@@ -11,9 +11,9 @@ from test_training import make_store
 
 from pipeline.errors import UsageError
 from pipeline.features.store import FeatureStore, write_store
-from pipeline.heads.trust import Trust
 from pipeline.metrics.binary import format_two_class, two_class_facts
 from pipeline.training.single_label import train_head
+from pipeline.trust.safeguards import Trust
 from pipeline.wording import display_width
 
 

@@ -9,8 +9,8 @@ from test_training import make_store
 from pipeline.bundles.bundle import Bundle
 from pipeline.bundles.card import model_card
 from pipeline.errors import IntegrityError
-from pipeline.heads.trust import Trust
 from pipeline.training.single_label import train_head
+from pipeline.trust.safeguards import Trust
 
 
 def front_matter(card):

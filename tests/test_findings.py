@@ -8,10 +8,10 @@ from test_store import make_index
 
 from pipeline.errors import TrainingError, UsageError
 from pipeline.features.store import FeatureStore, write_store
-from pipeline.heads.trust import Trust
 from pipeline.images.findings import Finding, excluded_paths, read_findings, with_known_paths, write_findings
 from pipeline.training.single_label import train_head
 from pipeline.training.training_data import load_training_data
+from pipeline.trust.safeguards import Trust
 
 FINDINGS = [
     Finding("exclude", "leakage", "cat/ä,\n1.jpg", "cat", "train", "cat/2.jpg", 0.98765, "g", 'same "picture"'),

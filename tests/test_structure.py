@@ -22,6 +22,7 @@ ROOMS = [
     "metrics",
     "features",
     "heads",
+    "trust",
     "bundles",
     "prediction",
     "training",

@@ -12,9 +12,9 @@ from test_store import make_index
 
 from pipeline.errors import TrainingError, UsageError
 from pipeline.features.store import FeatureStore, write_store
-from pipeline.heads.trust import Trust
 from pipeline.training.single_label import train_head
 from pipeline.training.training_data import load_training_data
+from pipeline.trust.safeguards import Trust
 
 
 def make_store(path, n=90, dim=4, noise=0.5, seed=0, **changes):
@@ -209,7 +209,7 @@ def test_what_cannot_be_trained_on(tmp_path, changes, options, error, message):
 def test_wrong_options_are_refused_before_scikit_learn_is_imported(options):
     code = (
         "import sys; from pipeline import train_head; from pipeline.errors import UsageError;"
-        f"from pipeline.heads.trust import Trust\ntry: train_head('nothing.h5', {options})\n"
+        f"from pipeline.trust.safeguards import Trust\ntry: train_head('nothing.h5', {options})\n"
         "except UsageError: assert not {'sklearn', 'scipy'} & set(sys.modules)\nelse: raise SystemExit('not refused')"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

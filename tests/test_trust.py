@@ -16,17 +16,17 @@ from test_training import make_store
 
 from pipeline.bundles.bundle import Bundle
 from pipeline.errors import IntegrityError, TrainingError, UsageError
-from pipeline.heads.abstention import accepted, learn_threshold
-from pipeline.heads.calibration import Calibration, across_halves, fit_calibration, temperature
 from pipeline.heads.classifiers import HEADS, make_head
-from pipeline.heads.novelty import Novelty
 from pipeline.heads.temperature import temper
-from pipeline.heads.trust import Safeguards, Trust
 from pipeline.metrics.reliability_curve import reliability
 from pipeline.prediction import predict, write_predictions
 from pipeline.training.fitting import Fitter
 from pipeline.training.held_out import TRUST_FOLDS
 from pipeline.training.single_label import train_head
+from pipeline.trust.abstention import accepted, learn_threshold
+from pipeline.trust.calibration import Calibration, across_halves, fit_calibration, temperature
+from pipeline.trust.novelty import Novelty
+from pipeline.trust.safeguards import Safeguards, Trust
 
 
 def drawn(seed, n=4000, k=5, sharpness=1.0):

@@ -29,9 +29,9 @@ from pipeline.files import publish
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.classifiers import class_probabilities
 from pipeline.heads.multilabel import MultiLabel
-from pipeline.heads.trust import CALIBRATION_FILE, NOVELTY_FILE, Safeguards
 from pipeline.images.decode import Source
 from pipeline.images.views import load_kinds, split_kinds
+from pipeline.trust.safeguards import CALIBRATION_FILE, NOVELTY_FILE, Safeguards
 
 SCHEMA_VERSION = 2
 READABLE_VERSIONS = (1, 2)  # 2 added "average_views", "trust" and "multi_label"

@@ -147,10 +147,10 @@ def train_head(
     hist-gradient-boosting, nearest-centroid, dummy, dense
     """  # noqa: D301 - click's mark for lines that stay as they are
     from pipeline.heads.classifiers import parse_params
-    from pipeline.heads.trust import Trust
     from pipeline.training.multi_label import train_multi_label
     from pipeline.training.runs import RUNS_FILE, append_record, record_of
     from pipeline.training.single_label import train_head as run
+    from pipeline.trust.safeguards import Trust
 
     options["params"] = parse_params(params)
     if page:

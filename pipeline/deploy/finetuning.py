@@ -27,8 +27,6 @@ from pipeline.features.extraction import fill_store
 from pipeline.features.recipe import LAST, Recipe
 from pipeline.features.store import FeatureStore
 from pipeline.features.weights import TUNED, file_sha256
-from pipeline.heads.abstention import needed
-from pipeline.heads.trust import Trust
 from pipeline.images.manifest import Manifest
 from pipeline.images.texts import Positions, Texts
 from pipeline.images.views import ONE, parse_views
@@ -38,6 +36,8 @@ from pipeline.training.report import Report
 from pipeline.training.search import AUTO
 from pipeline.training.single_label import train_head
 from pipeline.training.training_data import TrainingData
+from pipeline.trust.abstention import needed
+from pipeline.trust.safeguards import Trust
 from pipeline.wording import count_of
 
 Progress = Callable[[int, int], None]

@@ -18,7 +18,6 @@ from pipeline.bundles.bundle import Bundle
 from pipeline.errors import ImageError, PipelineError, UsageError, WeightsError
 from pipeline.features.engines import Speed
 from pipeline.files import replacing
-from pipeline.heads.trust import format_trust
 from pipeline.images.decode import open_rgb
 from pipeline.insight.answers import Answers
 from pipeline.insight.audit import KINDS, Audit, audit
@@ -27,6 +26,7 @@ from pipeline.insight.explain import CAM, Explainer, overlay
 from pipeline.insight.pictures import data_address, look_at, pack, photograph, thumbnail, thumbnails
 from pipeline.insight.plots import Plot, Scored, candidate_name, make_plots
 from pipeline.insight.projection import project
+from pipeline.trust.safeguards import format_trust
 from pipeline.wording import count_of, printable, shorten
 
 TEMPLATES = Path(__file__).parent / "templates"

@@ -11,12 +11,12 @@ from pipeline.errors import TrainingError
 from pipeline.heads.classifiers import HEADS, make_head
 from pipeline.heads.multilabel import MultiLabel, choose, label_matrix, one_vs_rest
 from pipeline.heads.sklearn_errors import told
-from pipeline.heads.trust import Safeguards
 from pipeline.metrics.label_sets import evaluate_labels
 from pipeline.training.provenance import provenance_of
 from pipeline.training.report import Report
 from pipeline.training.single_label import SPLITS, with_novelty
 from pipeline.training.training_data import Features, load_training_data
+from pipeline.trust.safeguards import Safeguards
 
 
 def train_multi_label(

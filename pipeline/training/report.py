@@ -3,12 +3,12 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipeline.heads.trust import format_trust
 from pipeline.metrics.binary import format_two_class
 from pipeline.metrics.label_sets import format_labels
 from pipeline.metrics.tables import format_confusion, format_table
 from pipeline.training.learning_curve import format_curve
 from pipeline.training.search import TIMES, format_leaderboard
+from pipeline.trust.safeguards import format_trust
 
 
 @dataclass(frozen=True, repr=False)

@@ -14,9 +14,7 @@ from pipeline.bundles.bundle import Bundle
 from pipeline.errors import TrainingError, UsageError
 from pipeline.features.weights import TUNED
 from pipeline.heads.classifiers import make_head
-from pipeline.heads.novelty import FALSE_ALARMS, Novelty
 from pipeline.heads.sklearn_errors import told
-from pipeline.heads.trust import HeldOut, Safeguards, Trust, learn_safeguards, trust_facts
 from pipeline.images.findings import read_findings
 from pipeline.metrics.binary import two_class_facts
 from pipeline.metrics.evaluation import evaluate
@@ -30,6 +28,8 @@ from pipeline.training.report import Report
 from pipeline.training.search import AUTO, DEFAULT_FOLDS, Choice, choose
 from pipeline.training.training_data import Features, TrainingData, load_training_data
 from pipeline.training.tuned import _check_tuned, _trust_of_tuned, _tuned_note
+from pipeline.trust.novelty import FALSE_ALARMS, Novelty
+from pipeline.trust.safeguards import HeldOut, Safeguards, Trust, learn_safeguards, trust_facts
 from pipeline.wording import count_of
 
 SPLITS = ("train", "validation", "test")

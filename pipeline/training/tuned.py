@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 from pipeline.errors import TrainingError, UsageError
-from pipeline.heads.trust import Trust
 from pipeline.training.held_out import ENOUGH
 from pipeline.training.search import AUTO
 from pipeline.training.training_data import TrainingData
+from pipeline.trust.safeguards import Trust
 
 
 def _check_tuned(data: TrainingData, head: str, cv: int | None, curve: bool) -> None:

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
 from pipeline.features.store import first_view
-from pipeline.heads.abstention import CONFIDENCE, accepted, learn_threshold
-from pipeline.heads.calibration import METHODS, Calibration, across_halves, fit_calibration, temperature
-from pipeline.heads.novelty import FALSE_ALARMS, Novelty
 from pipeline.heads.temperature import temper
 from pipeline.metrics.reliability_curve import reliability
+from pipeline.trust.abstention import CONFIDENCE, accepted, learn_threshold
+from pipeline.trust.calibration import METHODS, Calibration, across_halves, fit_calibration, temperature
+from pipeline.trust.novelty import FALSE_ALARMS, Novelty
 
 OK = "ok"
 ABSTAIN = "abstain"
@@ -226,7 +226,7 @@ def trust_facts(
     -------
     dict
         Ready for JSON: ``calibration`` (``{"before", "after"}``, see `reliability`) and, with a threshold,
-        ``abstain`` (see `pipeline.heads.abstention.accepted`).
+        ``abstain`` (see `pipeline.trust.abstention.accepted`).
     """
     facts: dict[str, Any] = {"calibration": {"before": reliability(y, before), "after": reliability(y, after)}}
     if safeguards.threshold is not None:

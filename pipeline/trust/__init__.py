@@ -1,0 +1,1 @@
+"""When to believe an answer: calibration, abstention, novelty."""
