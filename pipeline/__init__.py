@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.bundles.bundle import Bundle
-    from pipeline.deploy.finetuning import Tuning, fine_tune
     from pipeline.errors import ImageError, IntegrityError, PipelineError
     from pipeline.features.backbones import BACKBONES, Backbone
     from pipeline.features.engines import Speed
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from pipeline.features.recipe import Recipe
     from pipeline.features.store import FeatureStore, verify
     from pipeline.features.transformer import BottleneckFeatures
+    from pipeline.finetuning.tuning import Tuning, fine_tune
     from pipeline.heads.classifiers import HEADS
     from pipeline.heads.keras_head import KerasHead
     from pipeline.images.manifest import Manifest
@@ -46,10 +46,10 @@ _HOMES = {
     "Speed": "features.engines",
     "Summary": "features.extraction",
     "Trust": "trust.safeguards",
-    "Tuning": "deploy.finetuning",
+    "Tuning": "finetuning.tuning",
     "compare": "training.comparison",
     "extract": "features.extraction",
-    "fine_tune": "deploy.finetuning",
+    "fine_tune": "finetuning.tuning",
     "predict": "prediction",
     "train_head": "training.single_label",
     "train_multi_label": "training.multi_label",

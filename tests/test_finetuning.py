@@ -14,15 +14,15 @@ from PIL import Image
 
 from pipeline import Bundle, FeatureStore, Recipe, Trust, extract, train_head
 from pipeline.cli import main
-from pipeline.deploy import finetuning
-from pipeline.deploy.finetuning import Places, Tuning, best_epoch, fine_tune
-from pipeline.deploy.last_blocks import LastBlocks
 from pipeline.errors import StoreError, TrainingError, UsageError
 from pipeline.features.engines import Speed
 from pipeline.features.keras_engine import load_backbone
 from pipeline.features.keras_runtime import load_keras
 from pipeline.features.store import write_store
 from pipeline.features.weights import TUNED
+from pipeline.finetuning import tuning as finetuning
+from pipeline.finetuning.last_blocks import LastBlocks
+from pipeline.finetuning.tuning import Places, Tuning, best_epoch, fine_tune
 from pipeline.insight.audit import audit
 from pipeline.insight.commands import train_command
 
@@ -279,7 +279,7 @@ def test_a_full_disk_is_one_line_and_the_maps_are_kept(start, tmp_path, monkeypa
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("pipeline.deploy.last_blocks.replacing", full)
+    monkeypatch.setattr("pipeline.finetuning.last_blocks.replacing", full)
     with pytest.raises(StoreError, match=r"cannot write .*t\.weights\.h5: No space left on device; make space and run"):
         fine_tune(start / "b.bundle", tmp_path / "t.bundle", tuning=QUICK, speed=KERAS)
     assert [path.name for path in tmp_path.iterdir()] == ["t.maps.h5"]

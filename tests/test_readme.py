@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from conftest import paint
 
 from pipeline import cli
-from pipeline.deploy import finetuning
 from pipeline.features.backbones import BACKBONES
+from pipeline.finetuning import tuning as finetuning
 from pipeline.heads.classifiers import HEADS
 
 ROOT = Path(__file__).parent.parent

@@ -26,8 +26,8 @@ ROOMS = [
     "bundles",
     "prediction",
     "training",
+    "finetuning",
     "insight",
-    "deploy",
     "cli",
 ]
 MODULES = sorted(module.name for module in pkgutil.walk_packages([str(ROOT)], "pipeline."))

@@ -303,8 +303,8 @@ def finetune(
 
     The optional last step. Writes the new bundle, and beside it the tuned weights and the feature file made with them.
     """
-    from pipeline.deploy.finetuning import Places, Tuning, fine_tune
     from pipeline.features.engines import Speed
+    from pipeline.finetuning.tuning import Places, Tuning, fine_tune
     from pipeline.training.runs import RUNS_FILE, append_record, record_of
 
     _, report = fine_tune(

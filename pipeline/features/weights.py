@@ -19,7 +19,7 @@ from pipeline.features.keras_runtime import load_keras
 
 IMAGENET = "imagenet"
 FILE = "file"
-TUNED = "tuned"  # a local file too, which `pipeline.deploy.finetuning` made
+TUNED = "tuned"  # a local file too, which `pipeline.finetuning.tuning` made
 WEIGHT_SUFFIXES = (".weights.h5", ".h5", ".hdf5")
 
 

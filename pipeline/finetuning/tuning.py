@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.bundles.bundle import DESCRIPTION, Bundle
-from pipeline.deploy.last_blocks import LastBlocks, smoothed_loss
 from pipeline.errors import IntegrityError, RecipeMismatchError, TrainingError, UsageError
 from pipeline.features.engines import Speed, make_encoder
 from pipeline.features.extraction import fill_store
 from pipeline.features.recipe import LAST, Recipe
 from pipeline.features.store import FeatureStore
 from pipeline.features.weights import TUNED, file_sha256
+from pipeline.finetuning.last_blocks import LastBlocks, smoothed_loss
 from pipeline.images.manifest import Manifest
 from pipeline.images.texts import Positions, Texts
 from pipeline.images.views import ONE, parse_views

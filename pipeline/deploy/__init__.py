@@ -1,1 +1,0 @@
-"""What comes after a bundle that works: its network tuned."""

@@ -1,0 +1,1 @@
+"""The optional last step: the last blocks of a network learn too."""
