@@ -1,8 +1,8 @@
 """The commands: a skin over the library. Heavy imports wait until a command runs."""
 
-from pipeline.cli.looking import audit, compare, export_vectors, report, runs, similar, verify
-from pipeline.cli.main_job import extract, finetune, predict, train_head
-from pipeline.cli.shell import main, progress_bar
+from pipeline.cli.command import main, progress_bar
+from pipeline.cli.inspection import audit, compare, export_vectors, report, runs, similar, verify
+from pipeline.cli.workflow import extract, finetune, predict, train_head
 
 __all__ = [
     "audit",

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli.shell import (
+from pipeline.cli.command import (
     command,
     max_bad_option,
     params_text,

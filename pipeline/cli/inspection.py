@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli.shell import check_ending, command, print_json, progress_bar, say, say_notes, show, speed_options
+from pipeline.cli.command import check_ending, command, print_json, progress_bar, say, say_notes, show, speed_options
 from pipeline.errors import IntegrityError, PipelineError, UsageError
 from pipeline.wording import count_of
 
