@@ -43,11 +43,11 @@ def test_the_card_says_what_the_report_says(tmp_path):
 
 def test_what_was_not_measured_is_not_told(tmp_path):
     bundle, _ = train_head(make_store(tmp_path / "f.h5", splits=["train"] * 60 + ["validation"] * 30), "lda")
-    card = model_card(bundle)
+    card = model_card(bundle.description(), bundle.report)
     assert "abstain" not in card
     assert "unlike" not in card
     assert "Every image gets one of the classes" in card
-    bare = model_card(Bundle(bundle.recipes, bundle.dims, bundle.classes, bundle.head, "lda"))
+    bare = model_card(Bundle(bundle.recipes, bundle.dims, bundle.classes, bundle.head, "lda").description(), {})
     assert "Scores" not in bare
     assert "a, b, c" in bare
     front_matter(bare)
@@ -56,7 +56,7 @@ def test_what_was_not_measured_is_not_told(tmp_path):
 def test_names_cannot_break_it(tmp_path):
     classes = ("<script>", "a|b", "c\n## d: [x](y)")
     bundle, _ = train_head(make_store(tmp_path / "f.h5", classes=classes))
-    card = model_card(bundle)
+    card = model_card(bundle.description(), bundle.report)
     front_matter(card)
     assert "<script>" not in re.sub(r"\\<", "", card)
     assert "\n## d" not in card

@@ -101,7 +101,7 @@ def test_end_to_end(tmp_path):
         assert row.novelty is not None
     with pytest.raises(UsageError, match="top-k 2 has no meaning where all labels over a threshold are named"):
         predict(again, store, top_k=2)
-    assert "mean average precision" in model_card(again)
+    assert "mean average precision" in model_card(again.description(), again.report)
     assert report.table() == format_labels(report.metrics["test"])
     assert max(display_width(line) for line in report.table().splitlines()) <= 80
 

@@ -190,6 +190,21 @@ class Bundle:
         """Say in a line what makes the vectors."""
         return " + ".join(str(recipe) for recipe in self.recipes)
 
+    def description(self) -> dict[str, Any]:
+        """Return what ``bundle.json`` holds beside the digests of the other files, as plain data."""
+        return {
+            "format": "twostage-bundle",
+            "schema_version": SCHEMA_VERSION,
+            "recipes": [json.loads(recipe.to_json()) for recipe in self.recipes],
+            "dims": list(self.dims),
+            "classes": list(self.classes),
+            "head": {"name": self.head_name, "params": dict(self.params)},
+            "provenance": dict(self.provenance),
+            "average_views": self.average_views,
+            "trust": self.safeguards.to_dict(),
+            "multi_label": asdict(self.multi_label) if self.multi_label else None,
+        }
+
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the bundle as a folder, whole or not at all; a bundle that is there is replaced.
 
@@ -220,26 +235,16 @@ class Bundle:
         return target
 
     def _write(self, folder: Path) -> None:
-        description = write_head(self.estimator(), folder)
+        layers = write_head(self.estimator(), folder)
         if self.affine:
             (folder / AFFINE_FILE).write_bytes(self.affine.to_bytes())
         for name, data in self.safeguards.to_files().items():
             (folder / name).write_bytes(data)
-        (folder / CARD_FILE).write_text(model_card(self), "utf-8")
+        content = self.description()
+        content["head"] |= layers
+        (folder / CARD_FILE).write_text(model_card(content, self.report), "utf-8")
         (folder / REPORT_FILE).write_text(json.dumps(self.report, indent=1), "utf-8")
-        content = {
-            "format": "twostage-bundle",
-            "schema_version": SCHEMA_VERSION,
-            "recipes": [json.loads(recipe.to_json()) for recipe in self.recipes],
-            "dims": list(self.dims),
-            "classes": list(self.classes),
-            "head": {"name": self.head_name, "params": dict(self.params), **description},
-            "provenance": dict(self.provenance),
-            "average_views": self.average_views,
-            "trust": self.safeguards.to_dict(),
-            "multi_label": asdict(self.multi_label) if self.multi_label else None,
-            "files": {file.name: _sha256(file.read_bytes()) for file in sorted(folder.iterdir())},
-        }
+        content["files"] = {file.name: _sha256(file.read_bytes()) for file in sorted(folder.iterdir())}
         content["digest"] = _digest(content)
         (folder / DESCRIPTION).write_text(json.dumps(content, indent=1), "utf-8")
 

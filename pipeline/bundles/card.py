@@ -2,12 +2,10 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from pipeline.features.recipe import Recipe
 from pipeline.wording import printable
-
-if TYPE_CHECKING:
-    from pipeline.bundles.bundle import Bundle
 
 _USE = """\
 ```python
@@ -30,44 +28,50 @@ _SCORES = {
 }
 
 
-def model_card(bundle: "Bundle") -> str:
+def model_card(description: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     """Return a README.md in the Hugging Face style: YAML front matter, then Markdown.
 
-    Every number comes from the bundle's report; what a run did not measure is not mentioned.
+    Every number comes from the report; what a run did not measure is not mentioned.
 
     Parameters
     ----------
-    bundle : Bundle
+    description : mapping
+        What a bundle's ``bundle.json`` holds: ``recipes``, ``dims``, ``classes``, ``head``, ``provenance``, ``trust``.
+    report : mapping
+        The report of the training, as plain data.
 
     Examples
     --------
-    >>> from pipeline.bundles.bundle import Bundle
-    >>> card = model_card(Bundle((), (), ("cat", "dog"), None, "logreg", {"C": 0.1}))
+    >>> head = {"name": "logreg", "params": {"C": 0.1}}
+    >>> empty = {"recipes": [], "dims": [], "provenance": {}, "trust": {}}
+    >>> card = model_card({"classes": ["cat", "dog"], "head": head, **empty}, {})
     >>> card.splitlines()[:4]
     ['---', 'library_name: twostage-features', 'pipeline_tag: image-classification', 'tags:']
     """
-    report = bundle.report
     metrics: Mapping[str, Any] = report.get("metrics", {})
+    recipes = [Recipe.from_json(json.dumps(each)) for each in description["recipes"]]
+    classes, provenance, facts = (description[name] for name in ("classes", "provenance", "trust"))
+    scored = metrics.get(report.get("scored_on", ""), {})
     sections = [
-        _front_matter(bundle, metrics),
-        f"# Classifier of images: {len(bundle.classes):,} classes",
-        _about(bundle),
+        _front_matter(recipes, description["head"]["name"], metrics),
+        f"# Classifier of images: {len(classes):,} classes",
+        _about(description, recipes, report.get("counts", {})),
         _section("Scores", _scores(metrics, report)),
-        _section("Classes", _classes(bundle.classes, metrics.get(report.get("scored_on", ""), {}))),
-        _section("How far to trust it", _trust(metrics.get(report.get("scored_on", ""), {}), bundle.safeguards.facts)),
-        _section("Limits", _limits(bundle, report)),
+        _section("Classes", _classes(classes, scored)),
+        _section("How far to trust it", _trust(scored, facts)),
+        _section("Limits", _limits(facts, report.get("notes", []))),
         _section("Use", _USE),
-        _section("Made with", _table(["package", "version"], [*bundle.provenance.get("versions", {}).items()])),
+        _section("Made with", _table(["package", "version"], [*provenance.get("versions", {}).items()])),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _front_matter(bundle: "Bundle", metrics: Mapping[str, Any]) -> str:
+def _front_matter(recipes: Sequence[Recipe], head_name: str, metrics: Mapping[str, Any]) -> str:
     lines = ["---", "library_name: twostage-features", "pipeline_tag: image-classification", "tags:"]
-    backbones = dict.fromkeys(recipe.backbone for recipe in bundle.recipes)
+    backbones = dict.fromkeys(recipe.backbone for recipe in recipes)
     lines += [f"- {json.dumps(tag)}" for tag in ["image-classification", "transfer-learning", *backbones]]
     if metrics:
-        lines += ["metrics:", "- accuracy", "model-index:", f"- name: {json.dumps(bundle.head_name)}", "  results:"]
+        lines += ["metrics:", "- accuracy", "model-index:", f"- name: {json.dumps(head_name)}", "  results:"]
     for split, found in metrics.items():
         lines += [
             "  - task:",
@@ -84,20 +88,19 @@ def _front_matter(bundle: "Bundle", metrics: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "---"])
 
 
-def _about(bundle: "Bundle") -> str:
-    params = "".join(f", {name} = {value}" for name, value in bundle.params.items())
-    counts: Mapping[str, int] = bundle.report.get("counts", {})
-    tuning = bundle.provenance.get("tuning")
+def _about(description: Mapping[str, Any], recipes: Sequence[Recipe], counts: Mapping[str, int]) -> str:
+    head, provenance = description["head"], description["provenance"]
+    params = "".join(f", {name} = {value}" for name, value in head["params"].items())
+    tuning = provenance.get("tuning")
     kind = f"bottleneck vectors of a network tuned after `{tuning['after']}`" if tuning else "frozen bottleneck vectors"
-    lines = [f"The head `{bundle.head_name}`{params} on {kind}:", ""]
+    lines = [f"The head `{head['name']}`{params} on {kind}:", ""]
     lines += [
         f"- {_plain(str(recipe))}: {dim:,} columns, fingerprint `{recipe.fingerprint}`"
-        for recipe, dim in zip(bundle.recipes, bundle.dims, strict=True)
+        for recipe, dim in zip(recipes, description["dims"], strict=True)
     ]
     if counts:
-        told = ", ".join(f"{number:,} {split}" for split, number in counts.items())
-        seed = bundle.provenance.get("seed")
-        lines += ["", f"Images by split: {told}. Seed {seed}."]
+        images = ", ".join(f"{number:,} {split}" for split, number in counts.items())
+        lines += ["", f"Images by split: {images}. Seed {provenance.get('seed')}."]
     return "\n".join(lines)
 
 
@@ -152,13 +155,9 @@ def _trust(found: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _limits(bundle: "Bundle", report: Mapping[str, Any]) -> str:
-    lines = (
-        []
-        if bundle.safeguards.novelty
-        else ["- Every image gets one of the classes, also one that shows none of them."]
-    )
-    return "\n".join([*lines, *(f"- {_plain(note)}" for note in report.get("notes", []))])
+def _limits(facts: Mapping[str, Any], notes: Sequence[str]) -> str:
+    every = "- Every image gets one of the classes, also one that shows none of them."
+    return "\n".join([*([] if "novelty" in facts else [every]), *(f"- {_plain(note)}" for note in notes)])
 
 
 def _section(title: str, text: str) -> str:
