@@ -286,7 +286,8 @@ def test_tables_are_complete():
 
 
 def test_every_public_name_is_used_in_an_example():
-    code = "\n".join(python_of("python.md"))
+    lines = "\n".join(python_of("python.md")).splitlines()
+    code = "\n".join(line for line in lines if not line.startswith(("from ", "import ")))
     for name in pipeline.__all__:
         assert re.search(rf"\b{name}\b", code), name
 
