@@ -158,8 +158,8 @@ def workplace(photos, tmp_path, monkeypatch, fake_engine):
     return tmp_path
 
 
-def run(line: str) -> str:
-    """Run a line of a page, which must succeed, and return its standard output."""
+def run(line: str, code: int = 0) -> str:
+    """Run a line of a page, check its exit code, and return its standard output."""
     words = shlex.split(line)
     if words[0] == "twostage":
         name, *words = words[1:]
@@ -170,7 +170,7 @@ def run(line: str) -> str:
     if "dense" in words:
         words += ["--param", "epochs=2"]
     result = CliRunner().invoke(cli.main, [name, *words])
-    assert result.exit_code == 0, f"{line}\n{result.output}"
+    assert result.exit_code == code, f"{line}\n{result.output}"
     return result.stdout
 
 
@@ -318,6 +318,26 @@ def test_json_has_the_keys_of_the_table(workplace):
     ]:
         printed = json.loads(run(f"python scripts/{line} --json --quiet"))
         assert set(printed) == keys[line.split()[0]], line
+
+
+def test_an_upgrade_does_what_the_page_says(workplace, monkeypatch):
+    from pipeline.features.recipe import VERSIONS
+
+    run_the_readme()
+    train, predict = (
+        "python scripts/train_head.py artifacts/photos.h5 --out",
+        "python scripts/predict.py artifacts/photos.bundle",
+    )
+    monkeypatch.setitem(VERSIONS, "encoding", VERSIONS["encoding"] + 1)
+    run(f"{train} artifacts/again.bundle")
+    run("python scripts/report.py artifacts/again.bundle --out artifacts/again.html --map pca")
+    run("python scripts/audit.py artifacts/photos.h5")
+    run(f"{predict} artifacts/photos.h5")
+    run(f"{predict} new.jpg", code=1)
+    run(lines_of("README.md")[0], code=2)
+    run(lines_of("README.md")[0] + " --overwrite")
+    (workplace / "any.h5").write_bytes(b"other weights")
+    run(lines_of("README.md")[0], code=2)
 
 
 def test_the_page_of_commands_is_what_help_prints():
