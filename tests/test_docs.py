@@ -187,6 +187,9 @@ def test_the_readme_is_short_and_has_the_blocks_that_others_read():
     assert scripts == ["extract", "train_head", "predict"]
     for name in PAGES:
         assert name == "README.md" or f"(docs/{name})" in WRITTEN["README.md"], name
+    for script in COMMANDS:
+        page, _ = home(script)
+        assert f"| [`{script}.py`](docs/{page}#{script}py) |" in WRITTEN["README.md"], script
 
 
 @pytest.mark.parametrize("name", [name for name in PAGES if name != "README.md"])
