@@ -18,6 +18,7 @@ ROOMS = [
     "wording",
     "parallel",
     "files",
+    "options",
     "images",
     "metrics",
     "features",
