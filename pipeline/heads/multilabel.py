@@ -99,8 +99,10 @@ def one_vs_rest(head: Any) -> Any:
     from sklearn.multiclass import OneVsRestClassifier
     from sklearn.pipeline import Pipeline
 
+    from pipeline.heads.keras_head import KerasHead
+
     last = head[-1]
-    if hasattr(last, "keras_model"):
+    if isinstance(last, KerasHead):
         raise UsageError("the dense head cannot learn several labels per image; choose another --head, such as logreg")
     # One process: a head's own threads are enough, and memory is not copied.
     return Pipeline([*head.steps[:-1], ("head", OneVsRestClassifier(last))])
