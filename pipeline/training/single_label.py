@@ -142,7 +142,7 @@ def train_head(
     notes += sorted(warned)
     provenance = {
         **provenance_of(data, seed),
-        "asked": _plain({"head": head, "params": params, **asdict(training), **asdict(asked_trust)}),
+        "asked": _plain({"head": head, "params": params, "cv": training.cv, "seed": seed, **asdict(training), **asdict(asked_trust)}),
         "cv": cv,
         "findings": [each._asdict() for each in findings],
     }
