@@ -154,7 +154,7 @@ def test_wrong_requests(tmp_path):
         train_multi_label(store, " ")
     index = make_index(["a", "b"], 5, labels=np.array([0, 1], np.int32), classes=("x;y", "y"), splits=["train"] * 2)
     write_store(tmp_path / "g.h5", index, [np.eye(2, 5, dtype=np.float32)])
-    with pytest.raises(TrainingError, match="some to judge on, in validation or test; there are 2 train, 0 validation"):
+    with pytest.raises(TrainingError, match="validation or test images for the score; there are 2 train, 0 validation"):
         train_multi_label(tmp_path / "g.h5")
     with pytest.raises(UsageError, match="'nought'"):
         train_multi_label(store, params={"nought": 1})

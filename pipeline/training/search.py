@@ -112,6 +112,18 @@ def score(truth: NDArray[np.int64], proba: NDArray[np.float64]) -> dict[str, flo
     return {"accuracy": accuracy, "log_loss": float(log_losses(truth, proba).mean())}
 
 
+def search_grid(head_name: str, params: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the parameters to try: the values of the head's main parameter, none if it is among those given.
+
+    Examples
+    --------
+    >>> search_grid("ridge", {})[:2], search_grid("ridge", {"alpha": 3.0})
+    ([{'alpha': 10.0}, {'alpha': 100.0}], [])
+    """
+    open_names = [name for name in find_head(head_name).search if name not in params]
+    return [{**params, name: value} for name in open_names[:1] for value in find_head(head_name).search[name]]
+
+
 def choose(fitter: Fitter, head: str, params: Mapping[str, Any], cv: int | None, progress: Progress = None) -> Choice:
     """Try the values of a head's main parameter, unless it is given, and take the best.
 
@@ -129,8 +141,7 @@ def choose(fitter: Fitter, head: str, params: Mapping[str, Any], cv: int | None,
     """
     train, validation = fitter.data.rows("train"), fitter.data.rows("validation")
     row = find_head(head)
-    open_names = [name for name in row.search if name not in params]
-    grid = [{**params, name: value} for name in open_names[:1] for value in row.search[name]]
+    grid = search_grid(head, params)
     if cv:
         return _choose_by_folds(fitter, head, grid or [dict(params)], fitter.folds(cv, train), progress)
     if not grid or not len(validation):
