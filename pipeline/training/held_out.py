@@ -9,15 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.heads.classifiers import Calibrate, Head
+from pipeline.training.candidates import Choice
 from pipeline.training.fitting import Fitter
-from pipeline.training.search import Choice
 from pipeline.training.training_data import TrainingData
 from pipeline.trust.options import Trust
 from pipeline.trust.safeguards import HeldOut
 
 TRUST_FOLDS = 3  # for calibration and abstention, where choosing made no folds
 ENOUGH = 300  # validation images from which a network learns its temperature; with 36 it was worse than by folds
-Probabilities = Mapping[str, NDArray[np.float64]]
+BySplit = Mapping[str, NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def unseen_probabilities(fitter: Fitter, head: Any, calibrate: Calibrate | None 
     return {split: fitter.probabilities(head, each, calibrate) for split, each in rows.items() if len(each)}
 
 
-def of_validation(data: TrainingData, unseen: Probabilities, classes: NDArray[np.int64]) -> HeldOut | None:
+def of_validation(data: TrainingData, unseen: BySplit, classes: NDArray[np.int64]) -> HeldOut | None:
     """Return labels and probabilities of the validation images, in columns of the head's classes."""
     y = data.y[data.rows("validation")]
     known = np.isin(y, classes)

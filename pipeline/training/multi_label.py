@@ -1,7 +1,7 @@
 """Stage 2 for several labels per image: cached vectors to a bundle that names all labels over a threshold."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any
 
@@ -17,18 +17,16 @@ from pipeline.metrics.label_sets import average_precisions, evaluate_labels, mea
 from pipeline.metrics.losses import label_log_losses
 from pipeline.options import accepts_fields
 from pipeline.parallel import one_blas_thread
+from pipeline.training.candidates import Choice, Progress, parameter_grid
 from pipeline.training.fitting import Fitter
 from pipeline.training.held_out import unseen_probabilities
 from pipeline.training.options import Training
 from pipeline.training.outcome import make_bundle, optimism_notes, with_novelty
 from pipeline.training.provenance import provenance_of
 from pipeline.training.report import Report
-from pipeline.training.search import Choice, search_grid
 from pipeline.training.training_data import Features, TrainingData, load_training_data
 from pipeline.trust.options import Trust
 from pipeline.trust.safeguards import Safeguards
-
-Progress = Callable[[int, int], None]
 
 
 @accepts_fields
@@ -40,7 +38,7 @@ def train_multi_label(
     params: Mapping[str, Any] | None = None,
     training: Training = Training(),
     trust: Trust = Trust(),
-    progress: Progress | None = None,
+    progress: Progress = None,
 ) -> tuple[Bundle, Report]:
     """Fit one classifier per label against the rest; choose on validation, report on test.
 
@@ -138,13 +136,13 @@ def _load(features: Features | Sequence[Features], how: MultiLabel, seed: int) -
     return replace(data, X=data.X[:, :1], y=Y, classes=names, notes=(*data.notes, *notes))
 
 
-def _choose(fitter: Fitter, head_name: str, params: dict[str, Any], progress: Progress | None) -> Choice:
+def _choose(fitter: Fitter, head_name: str, params: dict[str, Any], progress: Progress) -> Choice:
     """Fit each value of the head's main parameter, unless it is given, and take the smallest log loss on validation.
 
     The ranking alone, as in mean average precision, would not see probabilities on the wrong side of the threshold.
     """
     train, validation = fitter.data.rows("train"), fitter.data.rows("validation")
-    tried = search_grid(head_name, params) if len(validation) else []
+    tried = parameter_grid(head_name, params) if len(validation) else []
     grid = tried or [params]
     heads = []
     for fitted in fitter.fit(head_name, grid, train):

@@ -6,8 +6,8 @@ from typing import Any
 from pipeline.bundles.bundle import Bundle
 from pipeline.heads.classifiers import find_head
 from pipeline.heads.multilabel import MultiLabel
+from pipeline.training.candidates import Choice
 from pipeline.training.report import Report
-from pipeline.training.search import Choice
 from pipeline.training.training_data import TrainingData
 from pipeline.trust.novelty import FALSE_ALARMS, Novelty
 from pipeline.trust.safeguards import Safeguards

@@ -1,7 +1,7 @@
 """Stage 2: cached vectors to a fitted head, a report on images that it has not seen, and a bundle."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -16,9 +16,10 @@ from pipeline.metrics.binary import two_class_facts
 from pipeline.metrics.evaluation import evaluate
 from pipeline.options import accepts_fields
 from pipeline.parallel import one_blas_thread
+from pipeline.training.candidates import DEFAULT_FOLDS, Choice, Progress
 from pipeline.training.fitting import Fitter
 from pipeline.training.held_out import (
-    Probabilities,
+    BySplit,
     of_folds,
     of_validation,
     plan_calibration,
@@ -31,14 +32,12 @@ from pipeline.training.outcome import make_bundle, optimism_notes, with_novelty
 from pipeline.training.provenance import as_json, provenance_of
 from pipeline.training.race import DEFAULT_BUDGET, race
 from pipeline.training.report import Report
-from pipeline.training.search import DEFAULT_FOLDS, Choice, choose
+from pipeline.training.search import choose
 from pipeline.training.training_data import Features, TrainingData, load_training_data
 from pipeline.training.tuned import check_tuned_request, tuned_note
 from pipeline.trust.options import Trust
 from pipeline.trust.safeguards import HeldOut, Safeguards, learn_safeguards, trust_facts
 from pipeline.wording import count_of
-
-Progress = Callable[[int, int], None]
 
 
 @accepts_fields
@@ -49,7 +48,7 @@ def train_head(
     params: Mapping[str, Any] | None = None,
     training: Training = Training(),
     trust: Trust = Trust(),
-    progress: Progress | None = None,
+    progress: Progress = None,
 ) -> tuple[Bundle, Report]:
     """Fit on the training split, choose on validation, report on test.
 
@@ -183,9 +182,7 @@ def _check_trainable(data: TrainingData, cv: int | None) -> int:
     return smallest
 
 
-def _choose(
-    fitter: Fitter, head_name: str, params: dict[str, Any], training: Training, progress: Progress | None
-) -> Choice:
+def _choose(fitter: Fitter, head_name: str, params: dict[str, Any], training: Training, progress: Progress) -> Choice:
     """Choose head and parameters, and fit them on the whole training split."""
     if head_name == AUTO:
         budget = DEFAULT_BUDGET if training.budget is None else training.budget
@@ -198,7 +195,7 @@ def _choose(
 
 
 def _learn_safeguards(
-    fitter: Fitter, choice: Choice, unseen: Probabilities, trust: Trust
+    fitter: Fitter, choice: Choice, unseen: BySplit, trust: Trust
 ) -> tuple[Any, Safeguards, list[str]]:
     """Calibrate the chosen head and learn its threshold; return the calibrated head, the safeguards, and notes."""
     from pipeline.heads.softmax_head import SoftmaxHead
@@ -227,7 +224,7 @@ def _learn_safeguards(
 
 
 def _score(
-    fitter: Fitter, head: Any, choice: Choice, unseen: Probabilities, safeguards: Safeguards
+    fitter: Fitter, head: Any, choice: Choice, unseen: BySplit, safeguards: Safeguards
 ) -> dict[str, dict[str, Any]]:
     """Score the calibrated head on the splits that it has not seen, and the out-of-fold probabilities."""
     data = fitter.data
