@@ -278,7 +278,7 @@ def _serve(module: str, name: str, time_limit: float, memory_limit: int, turns: 
         fcntl.lockf(turns, fcntl.LOCK_EX)
         signal.setitimer(signal.ITIMER_REAL, time_limit * PATIENCE)
 
-    decode.before_large = take_turns
+    decode.before_large_image = take_turns
     try:
         _send(answers, {}, b"")
         while True:
