@@ -425,7 +425,7 @@ def test_arrays() -> None:
 )
 def test_other_arrays_are_refused(array: np.ndarray) -> None:
     assert reason_of(array) == "unsupported-pixels"
-    with pytest.raises(ImageError, match=r"give uint8 and \(h, w\), \(h, w, 1\), \(h, w, 3\) or \(h, w, 4\)"):
+    with pytest.raises(ImageError, match=r"give uint8 of shape \(h, w\), \(h, w, 1\), \(h, w, 3\) or \(h, w, 4\)"):
         open_rgb(array)
 
 
@@ -478,7 +478,7 @@ def test_decompression_bombs_are_refused_before_decoding() -> None:
 def test_bomb_limit_holds_without_pillows_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0))
-    with pytest.raises(ImageError, match="too-large: 60000 x 60000 pixels, the limit is 89478485 in all"):
+    with pytest.raises(ImageError, match="too-large: 60000 x 60000 pixels, the limit is 89478485 pixels"):
         open_rgb(png_of(np.zeros((1, 1)), 8, 0)[:8] + header + chunk(b"IDAT", b""))
 
 

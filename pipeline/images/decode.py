@@ -1,7 +1,7 @@
-"""From an image file, bytes, a PIL image or an array to RGB pixels: the one decode path.
+"""Decode an image file, bytes, a PIL image or an array to RGB pixels.
 
-Extraction, prediction, fine-tuning and serving all call `load_pixels`, so that an image gives the
-same pixels wherever it is used. Every failure is an `ImageError` with a short, stable reason.
+Extraction, prediction and fine-tuning all decode here, so that an image has the same pixels everywhere.
+The formats are the rows of `_TABLE`. Every failure is an `ImageError` with a short, stable reason.
 
 >>> import numpy as np
 >>> load_pixels(np.zeros((4, 6, 3), np.uint8), size=2).shape
@@ -57,9 +57,9 @@ def _hide_exif(data: bytes) -> bytes:
 
 
 def _check_length(data: bytes) -> bytes:
-    """Check that a WebP has as many bytes as its header says."""
-    if len(data) < int.from_bytes(data[4:8], "little"):
-        raise ImageError("truncated", f"{len(data)} bytes of a WEBP that should have more")
+    """Check that a WebP has the length that its header gives."""
+    if len(data) < (length := int.from_bytes(data[4:8], "little")):
+        raise ImageError("truncated", f"{len(data)} bytes, the header says at least {length}")
     return data
 
 
@@ -98,30 +98,30 @@ Source = str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]
 def open_rgb(source: Source) -> Image.Image:
     """Decode an image to RGB as a person would see it on a white page.
 
-    The orientation of EXIF is applied; 16-bit greys are scaled; CMYK, YCCK and palettes are
-    converted; every kind of transparency is composited on white; of an animation the first frame
-    counts. Colour profiles are not applied.
+    The EXIF orientation is applied, 16-bit greys are scaled to 8 bits, CMYK, YCCK and palettes are
+    converted, and every kind of transparency is composited on white. Of an animation the first frame
+    is taken. Colour profiles are not applied.
 
     Parameters
     ----------
     source : str, os.PathLike, bytes, PIL.Image.Image or numpy.ndarray
-        A file, its content, an image in any state of loading, or uint8 samples of shape (h, w),
+        A file, its content, an image (loaded or not), or uint8 samples of shape (h, w),
         (h, w, 1), (h, w, 3) or (h, w, 4).
 
     Returns
     -------
     PIL.Image.Image
-        Mode RGB; a new image that shares nothing with the source.
+        Mode RGB; a new image that shares no memory with the source.
 
     Raises
     ------
     ImageError
         With one of the reasons ``missing``, ``not-a-file``, ``empty``, ``not-an-image`` (the
-        content is of no format in `FORMATS`), ``truncated``, ``unreadable`` (damaged, or no
+        content has none of the `FORMATS`), ``truncated``, ``unreadable`` (damaged, or no
         permission), ``too-large`` (above `MAX_PIXELS` or `MAX_BYTES`), ``unsupported-pixels``
         (samples whose range is unknown: 32-bit integers or floats).
     UsageError
-        When the source is of another type.
+        If the source is of another type.
 
     Examples
     --------
@@ -146,7 +146,7 @@ def open_rgb(source: Source) -> Image.Image:
 
 
 def load_pixels(source: Source, size: int, resize: str = "squash") -> NDArray[np.uint8]:
-    """Decode an image and bring it to a square of pixels; safe to call from many threads.
+    """Decode an image and resize it to a square; safe to call from many threads.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ def load_pixels(source: Source, size: int, resize: str = "squash") -> NDArray[np
     size : int
         Side of the square in pixels.
     resize : {"squash", "crop", "pad"}
-        How the shape of the image becomes a square, see `pipeline.images.resize`.
+        How an image that is not square is resized, see `pipeline.images.resize`.
 
     Returns
     -------
@@ -180,7 +180,7 @@ def load_pixels(source: Source, size: int, resize: str = "squash") -> NDArray[np
 
 def _decode(data: bytes) -> Image.Image:
     if not data:
-        raise ImageError("empty", "there are no bytes")
+        raise ImageError("empty", "the content has no bytes")
     if len(data) > MAX_BYTES:
         raise ImageError("too-large", f"{len(data)} bytes, the limit is {MAX_BYTES}")
     row = _format_of(data)
@@ -225,7 +225,7 @@ def _low_bytes(data: bytes, name: str) -> NDArray[np.uint8]:
 def _check_size(image: Image.Image) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise ImageError("too-large", f"{width} x {height} pixels, the limit is {MAX_PIXELS} in all")
+        raise ImageError("too-large", f"{width} x {height} pixels, the limit is {MAX_PIXELS} pixels")
     if width * height == 0:
         raise ImageError("empty", f"{width} x {height} pixels")
     if width * height > LARGE_PIXELS:
@@ -237,7 +237,7 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
     if array.dtype != np.uint8 or not shaped:
         raise ImageError(
             "unsupported-pixels",
-            f"array of {array.dtype} with shape {array.shape}; give uint8 and (h, w), (h, w, 1), (h, w, 3) "
+            f"array of {array.dtype} with shape {array.shape}; give uint8 of shape (h, w), (h, w, 1), (h, w, 3) "
             "or (h, w, 4)",
         )
     if array.size == 0:
