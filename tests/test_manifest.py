@@ -535,7 +535,8 @@ def test_a_split_with_class_folders_beside_others_is_no_class(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     message = (
-        r"has the split 'train' with class folders next to other folders of images \('holdout'\): rename these to train"
+        r"has the split 'train' with class folders next to other folders of images \('holdout'\):"
+        " rename these to train, validation"
     )
     with pytest.raises(ManifestError, match=message):
         Manifest.from_folder(tmp_path)

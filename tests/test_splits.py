@@ -233,10 +233,10 @@ def test_another_seed_is_another_draw() -> None:
     ("fractions", "message"),
     [
         ({"train": 0.5, "dev": 0.5}, "unknown split 'dev' in the fractions: choose from train, validation, test"),
-        ({"train": 0.7, "test": 0.2}, "are not valid: give non-negative numbers that add up to 1"),
-        ({"train": 1.5, "test": -0.5}, "are not valid"),
-        ({"train": math.nan}, "are not valid"),
-        ({}, "are not valid"),
+        ({"train": 0.7, "test": 0.2}, "are not valid shares: give non-negative numbers that add up to 1"),
+        ({"train": 1.5, "test": -0.5}, "are not valid shares"),
+        ({"train": math.nan}, "are not valid shares"),
+        ({}, "are not valid shares"),
     ],
 )
 def test_fractions_that_are_none(fractions: dict[str, float], message: str) -> None:

@@ -68,10 +68,10 @@ class _Format(NamedTuple):
     plugin: str  # module that registers it with Pillow
     suffixes: str  # in lower case
     prepare: Callable[[bytes], bytes] | None = None  # applied to the content before Pillow opens it
-    verify: bool = False  # whether Pillow checks the checksums of the pixels in `verify` only
+    verify: bool = False  # whether Pillow checks the checksums of the pixels only in `Image.verify`
 
 
-# The formats that are read, in the order in which their signatures are compared. To add one, add a row.
+# The formats that are read; to add one, add a row. Signatures are compared in this order.
 _TABLE = (
     _Format("JPEG", "PIL.JpegImagePlugin", ".jpg .jpeg .jpe .jfif .mpo"),  # MPO: several pictures, from phones
     _Format("PNG", "PIL.PngImagePlugin", ".png .apng", verify=True),
@@ -132,7 +132,7 @@ def open_rgb(source: Source) -> Image.Image:
         ...
     pipeline.errors.ImageError: not-an-image: the content is none of JPEG, PNG, GIF, BMP, WEBP, TIFF, AVIF
     """
-    with _PILLOW_ERRORS.raised():
+    with _PILLOW_ERRORS.as_image_errors():
         if isinstance(source, bytes):
             return _decode(source)
         if isinstance(source, str | os.PathLike):

@@ -299,9 +299,8 @@ class Manifest:
         root = Path(folder).absolute()
         scan = Scan(root)
         found = find_images(scan) if labelled else [FoundFolder("", scan.images_below(""))]
-        found.sort(
-            key=lambda folder: encode(f"{folder.path}/")
-        )  # each folder's images are sorted, and no folder is inside another
+        # Enough to sort all images: those of a folder are sorted, and no folder is inside another.
+        found.sort(key=lambda folder: encode(f"{folder.path}/"))
 
         def column(name: str) -> Iterator[str]:
             return (text for folder in found for text in itertools.repeat(getattr(folder, name), len(folder.images)))

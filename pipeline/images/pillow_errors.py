@@ -1,4 +1,4 @@
-"""What Pillow raises and warns about while it decodes, as `ImageError`."""
+"""Convert exceptions and warnings of Pillow to `ImageError`."""
 
 import contextlib
 import os
@@ -24,11 +24,11 @@ _TRUNCATED = re.compile(r"truncated|incomplete", re.IGNORECASE)
 
 
 class PillowErrors:
-    """Context manager for calls into Pillow: every exception becomes an `ImageError`; safe in threads.
+    """Convert exceptions of Pillow to `ImageError` in a ``with`` block; safe in threads.
 
-    Inside it, Pillow's decompression-bomb warning is an error and its other warnings are dropped. To this end
-    the name ``warnings`` in Pillow's modules is replaced while at least one thread is inside; threads outside
-    still get their warnings. ``warnings.catch_warnings`` would change the filters of all threads.
+    Inside the block, Pillow's decompression-bomb warning is an error and its other warnings are dropped. For this,
+    the global ``warnings`` of Pillow's modules is replaced while any thread is in the block; other threads still
+    get their warnings. ``warnings.catch_warnings`` would change the filters of all threads.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class PillowErrors:
 
     Examples
     --------
-    >>> with PillowErrors([Image]).raised():
+    >>> with PillowErrors([Image]).as_image_errors():
     ...     raise EOFError("no more bytes")
     Traceback (most recent call last):
         ...
@@ -49,13 +49,13 @@ class PillowErrors:
         self._warnings = _ThreadWarnings()
         self._lock = threading.Lock()
         self._inside = 0
-        # Nobody would release the lock in a child that is forked while another thread holds it.
+        # Otherwise a child that is forked while another thread holds the lock could never acquire it.
         lock = self._lock
         os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
 
     @contextlib.contextmanager
-    def raised(self) -> Iterator[None]:
-        """Raise an `ImageError` for what Pillow raises or warns about; a `PipelineError` passes."""
+    def as_image_errors(self) -> Iterator[None]:
+        """Raise an `ImageError` for any exception but `PipelineError`."""
         self._count(1)
         self._warnings.thread.decoding = True
         try:
@@ -69,7 +69,7 @@ class PillowErrors:
             self._count(-1)
 
     def _count(self, change: int) -> None:
-        """Count the threads inside; replace ``warnings`` for the first and restore it after the last."""
+        """Count the threads in the block; replace ``warnings`` for the first and restore it after the last."""
         with self._lock:
             self._inside += change
             for module in self._modules:

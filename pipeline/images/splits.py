@@ -158,7 +158,9 @@ def _shares(fractions: Mapping[str, float]) -> tuple[NDArray[np.float64], NDArra
         raise UsageError(f"unknown split {unknown[0]!r} in the fractions: choose from {', '.join(SPLITS)}")
     shares = np.array([fractions.get(name, 0.0) for name in SPLITS], dtype=np.float64)
     if not (shares >= 0).all() or not abs(shares.sum() - 1) < 1e-6:
-        raise UsageError(f"fractions {dict(fractions)} are not valid: give non-negative numbers that add up to 1")
+        raise UsageError(
+            f"fractions {dict(fractions)} are not valid shares: give non-negative numbers that add up to 1"
+        )
     drawable = np.flatnonzero(shares)
     return np.cumsum(shares[drawable])[:-1], drawable
 
