@@ -55,7 +55,7 @@ def test_nor_does_the_encoding_of_a_spreadsheet(tmp_path, encoding):
 @pytest.mark.parametrize("data", ["path\na.jpg\n".encode("utf-16-be"), b"\xff\xfepaths", b"\xff\xfe\0\0abc"])
 def test_what_is_no_text_says_how_to_save_it(tmp_path, data):
     (tmp_path / "f.csv").write_bytes(data)
-    with pytest.raises(UsageError, match=r"f.csv is no (plain text|sound utf-).*; save the table as CSV, UTF-8"):
+    with pytest.raises(UsageError, match=r"f.csv is not (plain text|valid utf-).*; save the table as CSV, UTF-8"):
         read_findings(tmp_path / "f.csv")
 
 
