@@ -3,13 +3,19 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
-from PIL import Image
+from attacks.fake import Factory, FakeEncoder
+from click.testing import CliRunner
 
-if TYPE_CHECKING:
-    from pipeline.features.store import FeatureStore
+from pipeline import cli
+from pipeline.features.extraction import fill_store
+from pipeline.features.store import FeatureStore
+from pipeline.images.manifest import Manifest
+
+pytest.register_assert_rewrite("helpers")
+
+from helpers import paint  # noqa: E402 - its asserts are rewritten only if it is imported after the line above
 
 
 @pytest.fixture(scope="session")
@@ -19,13 +25,6 @@ def data() -> Path:
     if not folder:
         pytest.skip("TWOSTAGE_DATA is not set: no real photographs and weights to test with")
     return Path(folder).resolve()
-
-
-def paint(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (12, 10)) -> Path:
-    """Write a PNG of one colour; its fake vector is that colour."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path, "PNG")
-    return path
 
 
 @pytest.fixture
@@ -49,21 +48,39 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture
 def fake_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every recipe is run by the fake encoder."""
-    from fake import FakeEncoder
-
     from pipeline.features import engines
 
     monkeypatch.setattr(engines, "ENGINES", dict.fromkeys(engines.ENGINES, FakeEncoder))
 
 
 @pytest.fixture
-def store(photos: Path, tmp_path: Path) -> Iterator["FeatureStore"]:
+def store(photos: Path, tmp_path: Path) -> Iterator[FeatureStore]:
     """The fixture `photos` as a feature file of 15 rows and 3 columns, made by the fake encoder."""
-    from fake import Factory
-
-    from pipeline.features.extraction import fill_store
-    from pipeline.images.manifest import Manifest
-
     factory = Factory()
     with fill_store(Manifest.read(photos), tmp_path / "f.h5", factory.recipe, make_encoder=factory) as made:
         yield made
+
+
+@pytest.fixture
+def run(fake_engine):
+    """Run a command in this process with the fake encoder: (exit code, stdout, stderr)."""
+
+    def invoke(*words, stdin=None):
+        result = CliRunner().invoke(cli.main, [str(word) for word in words], input=stdin)
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.exit_code, result.stdout, result.stderr
+
+    return invoke
+
+
+@pytest.fixture
+def made(run, photos, tmp_path):
+    """A feature file and a bundle made by the commands."""
+    features, bundle = tmp_path / "a" / "f.h5", tmp_path / "a" / "b.bundle"
+    network = ["--backbone", "mobilenet", "--weights", "random", "--size", 32]
+    code, _, err = run("extract", photos, "--out", features, *network)
+    assert code == 0, err
+    code, _, err = run("train-head", features, "--out", bundle, "--head", "nearest-centroid", "--cv", 2)
+    assert code == 0, err
+    return features, bundle, photos

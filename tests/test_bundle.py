@@ -9,8 +9,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from test_classifiers import QUICK
-from test_training import make_store
+from helpers import FIXTURES, QUICK, make_store
 
 from pipeline.errors import BundleError, IntegrityError, UsageError, WeightsError
 from pipeline.features.recipe import Recipe
@@ -232,8 +231,6 @@ def test_a_bundle_is_a_backbone(bundle, tmp_path):
 
 def test_schema_1_stays_readable(tmp_path):
     """Made once by version 0.1.0 (see fixtures/README.md) and never written again."""
-    from test_store import FIXTURES
-
     shutil.copytree(FIXTURES / "schema1.bundle", tmp_path / "b")
     bundle = Bundle.load(tmp_path / "b")
     assert bundle.classes == ("ant", "bee")

@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+from helpers import QUICK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,15 +12,6 @@ from pipeline.errors import UsageError
 from pipeline.heads.classifiers import HEADS, make_head, parse_params
 from pipeline.heads.softmax_head import SoftmaxHead, fit_temperature
 
-# Small settings of the slow heads, so that the whole table can be tried in seconds.
-QUICK = {
-    "dense": {"hidden": (8,), "epochs": 15, "learning_rate": 0.05},
-    "random-forest": {"n_estimators": 5, "n_jobs": 1},
-    "hist-gradient-boosting": {"max_iter": 10, "min_samples_leaf": 2, "max_features": 1.0},
-    "logreg": {"C": 1.0},
-    "ridge": {"alpha": 1.0},
-    "linear-svm": {"C": 0.1},
-}
 TRUSTED = {
     "pipeline.heads.softmax_head.SoftmaxHead",
     "sklearn.tree._tree.Tree",

@@ -39,6 +39,15 @@ def test_one_module_uses_h5py():
     assert users == ["hdf5.py"]
 
 
+def test_no_test_module_imports_from_another():
+    """What they share stands in helpers.py and conftest.py; each runs alone."""
+    for path in Path(__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if name.startswith("test_")], f"{path.name}:{node.lineno}"
+
+
 def test_importing_the_package_imports_nothing_heavy():
     code = f"import sys, pipeline; bad = {SLOW_TO_IMPORT!r} & set(sys.modules); assert not bad, bad"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,12 +7,11 @@ import shutil
 
 import numpy as np
 import pytest
+from helpers import FIXTURES, QUICK, make_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
-from test_classifiers import QUICK
-from test_training import make_store
 
 from pipeline.errors import IntegrityError, TrainingError, UsageError
 from pipeline.heads import training
@@ -359,8 +358,6 @@ def test_temperature_of_probabilities_is_that_of_logits():
 
 def test_schema_2_stays_readable(tmp_path):
     """Made once (see fixtures/README.md) and never written again."""
-    from test_store import FIXTURES
-
     shutil.copytree(FIXTURES / "schema2.bundle", tmp_path / "b")
     bundle = Bundle.load(tmp_path / "b")
     assert (bundle.classes, bundle.head_name, bundle.multi_label) == (("ant", "bee"), "knn", None)
