@@ -244,7 +244,11 @@ def class_probabilities(head: Any, X: np.ndarray, n_classes: int, calibrate: Cal
     """
     full = np.zeros((len(X), n_classes))
     if len(X):
-        proba = np.asarray(head.predict_proba(X.reshape(-1, X.shape[-1])), np.float64)
+        from joblib import parallel_config
+
+        # A forest adds up its trees in the order in which its threads finish, so the last bits would vary.
+        with parallel_config(backend="sequential"):
+            proba = np.asarray(head.predict_proba(X.reshape(-1, X.shape[-1])), np.float64)
         proba = proba.reshape(len(X), -1, proba.shape[1]).mean(axis=1)
         full[:, np.asarray(head.classes_, int)] = calibrate(proba) if calibrate else proba
     return full
