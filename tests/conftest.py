@@ -1,6 +1,8 @@
 """Fixtures that every test may use."""
 
+import functools
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 from attacks.fake import Factory, FakeEncoder
 from click.testing import CliRunner
 
+import pipeline
 from pipeline import cli
 from pipeline.features.extraction import fill_store
 from pipeline.features.store import FeatureStore
@@ -15,7 +18,7 @@ from pipeline.images.manifest import Manifest
 
 pytest.register_assert_rewrite("helpers")
 
-from helpers import paint  # noqa: E402 - its asserts are rewritten only if it is imported after the line above
+from helpers import FakeBlocks, paint  # noqa: E402 - its asserts are rewritten only if it is imported after the line above
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +54,56 @@ def fake_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.features import engines
 
     monkeypatch.setattr(engines, "ENGINES", dict.fromkeys(engines.ENGINES, FakeEncoder))
+
+
+@pytest.fixture(scope="session")
+def workplace_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that the examples of the documentation name.
+
+    In ``photos/`` cats are reddish and dogs greenish; ``artifacts/`` holds ``photos.h5``, ``photos.bundle``,
+    ``small.h5``, ``large.h5`` and ``tagged.h5``, whose images have several labels.
+    """
+    folder = tmp_path_factory.mktemp("workplace")
+    for i in range(1, 13):
+        paint(folder / f"photos/cat/{i}.jpg", (180 + i, 40, i))
+        paint(folder / f"photos/dog/{i}.jpg", (9 + i, 90, i))
+        paint(folder / f"tagged/{('beach', 'beach;sunset', 'sunset')[i % 3]}/{i}.jpg", (80 * (i % 3) + i, 40, i))
+    paint(folder / "new.jpg", (190, 40, 3))
+    paint(folder / "new_photos/a.png", (10, 90, 3))
+    (folder / "weights.h5").write_bytes(b"imagenet")
+    with pytest.MonkeyPatch.context() as patch:
+        fake_networks(patch, folder)
+        patch.chdir(folder)
+        with pipeline.extract("photos/", out="artifacts/photos.h5") as store:
+            pipeline.train_head(store)[0].save("artifacts/photos.bundle")
+        pipeline.extract("photos/", out="artifacts/small.h5", backbone="mobilenet_0.25", size=96).close()
+        pipeline.extract("photos/", out="artifacts/large.h5", size=96).close()
+        pipeline.extract("tagged/", out="artifacts/tagged.h5").close()
+    return folder
+
+
+def fake_networks(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let the fake encoder stand in for networks with ImageNet weights, for which any file will do."""
+    from pipeline.deploy import finetuning
+    from pipeline.features import engines, recipe
+
+    def encoder(real, recipe, batch_size):
+        return (FakeEncoder if recipe.weights == "imagenet" else real)(recipe, batch_size)
+
+    fakes = {name: functools.partial(encoder, real) for name, real in engines.ENGINES.items()}
+    patch.setattr(engines, "ENGINES", fakes)
+    patch.setattr(recipe, "imagenet_file", lambda *_: folder / "weights.h5")
+    patch.setattr(finetuning, "LastBlocks", FakeBlocks)
+
+
+@pytest.fixture
+def workplace(workplace_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the files that examples name, as the current folder, with fake networks."""
+    folder = tmp_path / "workplace"
+    shutil.copytree(workplace_files, folder)
+    fake_networks(monkeypatch, folder)
+    monkeypatch.chdir(folder)
+    return folder
 
 
 @pytest.fixture

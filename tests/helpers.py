@@ -31,6 +31,31 @@ def paint(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (12,
     return path
 
 
+class FakeBlocks:
+    """Last blocks that hand on what comes in, and learn nothing."""
+
+    def __init__(self, recipe, after, seed):
+        self.recipe, self.after, self.count = recipe, after or "last", 0
+
+    def input_recipe(self, views):
+        return dataclasses.replace(self.recipe, views=views)
+
+    def attach(self, head, learning_rate):
+        self.probabilities = head.predict_proba
+
+    def step(self, maps, targets, *, first):
+        return {"loss": 1.0, "accuracy": 1.0}
+
+    def weights(self):
+        return []
+
+    def restore(self, weights):
+        assert weights == []
+
+    def save(self, path):
+        path.write_bytes(b"tuned")
+
+
 def fill(folder, out, factory=None, **options):
     """Extract with the fake encoder, and check what must hold after every run."""
     factory = factory or Factory()
