@@ -83,12 +83,12 @@ def workplace_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fake_networks(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Let the fake encoder stand in for networks with ImageNet weights, for which any file will do."""
+    """Let the fake encoder stand in for networks with trained weights, for which any file will do."""
     from pipeline.deploy import finetuning
     from pipeline.features import engines, recipe
 
     def encoder(real, recipe, batch_size):
-        return (FakeEncoder if recipe.weights == "imagenet" else real)(recipe, batch_size)
+        return (real if recipe.weights.startswith("random:") else FakeEncoder)(recipe, batch_size)
 
     fakes = {name: functools.partial(encoder, real) for name, real in engines.ENGINES.items()}
     patch.setattr(engines, "ENGINES", fakes)

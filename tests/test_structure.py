@@ -65,7 +65,7 @@ def test_every_public_name_is_there():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_the_examples_in_docstrings(name, workplace):
-    """They run in a folder with photos/, new.jpg, artifacts/photos.h5 and so on; ImageNet networks are fake ones."""
+    """They run in a folder with photos/, new.jpg, artifacts/photos.h5 and so on; trained networks are fake ones."""
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert result.failed == 0
 
