@@ -42,9 +42,12 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Converted networks go to a folder of this test run, never to the user's."""
+    """Converted networks go to a folder of this test run, which its workers share, never to the user's."""
+    folder = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TWOSTAGE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv(
+            "TWOSTAGE_CACHE", str((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "cache")
+        )
         yield
 
 

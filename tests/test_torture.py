@@ -13,17 +13,17 @@ import pytest
 import torture
 
 SCALE = {
-    "crash.kill": 0.1,
-    "crash.crash_at_every_step": 0.05,
-    "crash.disk_full": 0.03,
+    "crash.kill": 0.03,
+    "crash.crash_at_every_step": 0.02,
+    "crash.disk_full": 0.01,
     "crash.disk_full_of_results": 0.1,
     "crash.small_tmpfs": 0.05,
-    "crash.interrupt": 0.1,
+    "crash.interrupt": 0.05,
     "crash.writers_at_once": 0.1,
     "damage.bit_flips": 0.1,
     "damage.broken_files": 1.0,
     "damage.reader_fuzz": 0.02,
-    "images.bad_images": 0.1,
+    "images.bad_images": 0.05,
     "images.decoder_fuzz": 0.02,
     "images.names": 1.0,
     "today.hdf5_append": 0.05,
@@ -38,10 +38,22 @@ TESTS = [
 ATTACKS = {attack.function: attack for attack in torture.ATTACKS if isinstance(attack.function, str)}
 
 
-@pytest.mark.parametrize("function", SCALE)
-def test_it_holds(function):
+MORE = {
+    "crash.kill": 0.1,
+    "crash.crash_at_every_step": 0.05,
+    "crash.disk_full": 0.03,
+    "crash.interrupt": 0.1,
+    "images.bad_images": 0.1,
+}
+
+
+@pytest.mark.parametrize(
+    ("function", "scale"),
+    [*SCALE.items(), *(pytest.param(*each, marks=pytest.mark.slow) for each in MORE.items())],
+)
+def test_it_holds(function, scale):
     attack = ATTACKS[function]
-    counts = attack.run(SCALE[function], seed=1)
+    counts = attack.run(scale, seed=1)
     if "skipped" in counts:
         pytest.skip("this machine does not let us mount a tmpfs")
     assert attack.broken(counts) == []
