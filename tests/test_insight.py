@@ -24,7 +24,7 @@ from pipeline.insight.plots import Scored, make_plots
 from pipeline.insight.report import show, verdict
 
 
-@pytest.mark.parametrize("method", ["pca", "tsne", "umap"])
+@pytest.mark.parametrize("method", ["pca", "tsne", pytest.param("umap", marks=pytest.mark.slow)])
 def test_the_map_keeps_clusters_apart_and_is_the_same_again(method, monkeypatch, tmp_path, capfd):
     if method == "umap" and not importlib.util.find_spec("umap"):
         pytest.skip("the extra umap is not installed")

@@ -21,7 +21,7 @@ from pipeline.heads.calibration import Calibration, across_halves, fit_calibrati
 from pipeline.heads.classifiers import HEADS, make_head
 from pipeline.heads.fitting import Fitter
 from pipeline.heads.novelty import Novelty
-from pipeline.heads.training import TRUST_FOLDS, train_head
+from pipeline.heads.training import train_head
 from pipeline.heads.trust import Safeguards, Trust
 from pipeline.prediction import predict, write_predictions
 
@@ -238,22 +238,24 @@ def test_auto_leaves_heads_alone_that_have_a_temperature(tmp_path):
 def test_a_network_with_many_validation_images_is_fitted_once(tmp_path, monkeypatch):
     store = make_store(tmp_path / "f.h5", noise=2.0)
     note = "calibration learned from the validation images, which also chose when to stop"
+    params, folds = {**QUICK["dense"], "epochs": 5}, 2
+    monkeypatch.setattr(training, "TRUST_FOLDS", folds)
     fits, real = [], Fitter.fit
     monkeypatch.setattr(Fitter, "fit", lambda self, *args, **how: fits.append(args[0]) or real(self, *args, **how))
 
     def held_out(trust, **options):
         fits.clear()
-        _, report = train_head(store, "dense", params=QUICK["dense"], trust=trust, **options)
+        _, report = train_head(store, "dense", params=params, trust=trust, **options)
         assert (note in report.notes) == (len(fits) == 1)
         return report.trust["held_out"], len(fits)
 
-    assert held_out(Trust()) == (60, 1 + TRUST_FOLDS)
+    assert held_out(Trust()) == (60, 1 + folds)
     monkeypatch.setattr(training, "ENOUGH", 15)
     assert held_out(Trust()) == (15, 1)
-    assert held_out(Trust("isotonic")) == (60, 1 + TRUST_FOLDS)
-    assert held_out(Trust(abstain=0.5)) == (60, 1 + TRUST_FOLDS)
+    assert held_out(Trust("isotonic")) == (60, 1 + folds)
+    assert held_out(Trust(abstain=0.5)) == (60, 1 + folds)
     store = make_store(tmp_path / "f.h5", noise=2.0, splits=["train"] * 60 + ["validation"] * 30)
-    assert held_out(Trust()) == (60, 1 + TRUST_FOLDS), "the score would come from images that calibrated"
+    assert held_out(Trust()) == (60, 1 + folds), "the score would come from images that calibrated"
 
 
 def test_abstain_and_novel_end_to_end(tmp_path, capsys):
