@@ -6,6 +6,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+# Threads that wait for each other sleep: two workers share the cores, and spinning doubles the time of all.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 from attacks.fake import Factory, FakeEncoder
 from click.testing import CliRunner
