@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import paint
-from fake import Factory
-from test_extraction import run
+from attacks.fake import Factory
+from helpers import fill, paint
 
 from pipeline.errors import ImageError, PipelineError, UsageError
 from pipeline.features import extraction
@@ -204,7 +203,7 @@ def test_an_extraction_survives_its_decoders(photos, tmp_path, monkeypatch):
     (photos / "bee" / "5.png").write_bytes(b"hang")
     monkeypatch.setattr(extraction, "load_views", troubled_views)
     monkeypatch.setattr(extraction, "Decoders", lambda function: Decoders(function, time_limit=0.5))
-    with run(photos, tmp_path / "f.h5") as store:
+    with fill(photos, tmp_path / "f.h5") as store:
         assert len(store) == 15
         assert {path: reason.split(":")[0] for path, reason in store.skipped.items()} == {
             "ant/5.png": "crashed",
@@ -213,19 +212,19 @@ def test_an_extraction_survives_its_decoders(photos, tmp_path, monkeypatch):
     # Another day, another Pillow: what crashed or hung is tried again though its file is the same.
     with monkeypatch.context() as patch:
         patch.setattr(extraction, "load_views", load_views)
-        with run(photos, tmp_path / "f.h5") as store:
+        with fill(photos, tmp_path / "f.h5") as store:
             assert {reason.split(":")[0] for reason in store.skipped.values()} == {"not-an-image"}
 
 
 def test_no_process_is_started_when_there_is_nothing_to_decode(photos, tmp_path, monkeypatch):
-    run(photos, tmp_path / "f.h5").close()
+    fill(photos, tmp_path / "f.h5").close()
     os.utime(photos / "ant" / "0.png", ns=(5, 5))
     monkeypatch.setattr(sys, "executable", "/no/such/python")
     factory = Factory()
-    run(photos, tmp_path / "f.h5", factory).close()
+    fill(photos, tmp_path / "f.h5", factory).close()
     paint(photos / "ant" / "9.png", (1, 1, 1))
     with pytest.raises(PipelineError, match="cannot start a process"):
-        run(photos, tmp_path / "f.h5", factory)
+        fill(photos, tmp_path / "f.h5", factory)
 
 
 def test_an_interrupt_does_not_wait_for_a_decode_that_hangs(photos, tmp_path, monkeypatch):
@@ -239,6 +238,6 @@ def test_an_interrupt_does_not_wait_for_a_decode_that_hangs(photos, tmp_path, mo
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(photos, tmp_path / "f.h5", progress=progress)
+        fill(photos, tmp_path / "f.h5", progress=progress)
     assert time.monotonic() - started < 15
     assert (tmp_path / "f.h5.parts").is_dir() or not list(tmp_path.glob("f.h5*"))
