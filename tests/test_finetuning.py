@@ -200,7 +200,7 @@ def test_what_the_network_learned_from_is_not_asked_again(tuned, start, tmp_path
         with pytest.raises(UsageError, match=f"{refused} {what}"):
             train_head(folder / "t.h5", **options)
     with FeatureStore(folder / "t.h5") as store:
-        assert any("tuned on labels of these images, so it hides their errors" in note for note in audit(store).notes)
+        assert any("fine-tuned on these labels, so label errors may be missed" in note for note in audit(store).notes)
     recipe = Recipe.create("mobilenet_0.25", weights=folder / "t.weights.h5", size=32)
     assert recipe.weights == TUNED
     with (tmp_path / "m.csv").open("w", newline="") as file:

@@ -76,7 +76,7 @@ def test_planted_copies_are_found(clothing):
 
 def test_flipped_labels_are_found(clothing):
     from pipeline.features.neighbours import standardise, unit_rows
-    from pipeline.insight.audit import label_issues
+    from pipeline.insight.label_checks import label_issues
 
     store, _ = clothing
     train = np.flatnonzero(np.array(store.splits) == "train")
