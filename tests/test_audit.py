@@ -163,7 +163,7 @@ def test_bad_photographs_are_found(gallery):
     result = audit(gallery)
     kinds = {kind: [f.path for f in found(result, kind)] for kind in ("dark", "blank", "blurred", "odd-size")}
     assert kinds == {"dark": ["3.png"], "blank": ["5.png"], "blurred": ["7.png"], "odd-size": ["9.png"]}
-    assert any("1 image file of 40 could not be read in" in note for note in result.notes)
+    assert any("unreadable or changed since the extraction: 1 of 40 image files in" in note for note in result.notes)
     assert list(result.counts()) == [kind for kind in KINDS if found(result, kind)]
 
 
@@ -225,7 +225,7 @@ def test_pictures_are_measured_and_packed(gallery):
     assert pictures.column("width")[[0, 9]].tolist() == [80, 800]
     assert pictures.unreadable == 1
     sheets = pack({row: Image.new("RGB", (20, 20), (row, 0, 0)) for row in range(300)}, side=20)
-    assert len(sheets.addresses) == 2
+    assert len(sheets.urls) == 2
     assert sheets.style(257) == "background-image:var(--s20-1);background-position:-20px 0px"
 
 
@@ -237,7 +237,8 @@ def test_a_photograph_that_was_replaced_is_not_shown_for_the_one_extracted(galle
     with pytest.raises(ImageError, match=r"changed: .*2.png' has changed since the extraction"):
         photograph(gallery, 2)
     (note,) = (note for note in audit(gallery).notes if "image files" in note)
-    assert note.endswith("or changed since the extraction; put them back, or extract anew")
+    assert note.startswith("missing, unreadable or changed since the extraction: 2 of 40 image files in")
+    assert note.endswith("; restore them or extract again")
 
 
 def test_robust_z_of_equal_values_is_0():
@@ -255,7 +256,7 @@ def test_the_command_prints_counts_and_writes_the_table(run, gallery, tmp_path):
     assert code == 0
     assert "      1 dark: very dark" in out
     assert "40 images: " in out
-    assert "note: 1 image file of 40" in err
+    assert "note: missing, unreadable or changed since the extraction: 1 of 40 image files" in err
     with (tmp_path / "f.csv").open() as file:
         assert {"3.png", "5.png", "7.png", "9.png"} <= {row["path"] for row in csv.DictReader(file)}
     data = json.loads(run("audit", gallery.path, "--no-images", "--json")[1])
