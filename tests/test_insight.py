@@ -242,7 +242,7 @@ def test_photographs_that_moved_or_changed_are_told(run, made, tmp_path):  # noq
 
 def test_a_sheet_has_room_for_so_many(run, made, tmp_path, monkeypatch):  # noqa: F811
     features, _, photos = made
-    monkeypatch.setattr("pipeline.insight.similar._MOST", 10)
+    monkeypatch.setattr("pipeline.insight.similar._MAX_CELLS", 10)
     words = ["similar", features, photos / "bee" / "1.png", "--out", tmp_path / "s.png", "--top-k", 15, "--json"]
     data = json.loads(run(*words)[1])
     assert len(data["similar"]) == 15
