@@ -12,7 +12,8 @@ from pipeline.errors import PipelineError, UsageError
 from pipeline.files import replacing
 from pipeline.insight.answers import Answers
 from pipeline.insight.commands import commands_of, report_command
-from pipeline.insight.page import Options, Page, Subject
+from pipeline.insight.options import Options
+from pipeline.insight.page import Page, Subject
 from pipeline.insight.render import render
 
 __all__ = ["Options", "Written", "check_target", "write_report"]
