@@ -143,6 +143,15 @@ def test_clearly_worse_candidates_drop_out(quick, monkeypatch):
     assert {each["folds"] for each in board} == {1, 5}, "nobody dropped out after a fold"
 
 
+def test_a_head_that_is_clearly_better_than_the_first_is_not_dropped(quick, monkeypatch):
+    data = make_data(n=300)
+    perfect, poor = np.eye(3)[data.y], np.full((300, 3), 1 / 3)
+    probabilities = {"logreg": poor, "nearest-centroid": perfect}
+    monkeypatch.setattr(racing, "RACERS", tuple(probabilities))
+    monkeypatch.setattr(racing, "_pilot", lambda _, each, __, outer: (0.0, probabilities[each[0].head][outer]))
+    assert "nearest-centroid" in {each["head"] for each in race(Fitter(data)).candidates}
+
+
 def test_the_validation_images_choose_where_test_images_are_left(quick):
     splits = ["train"] * 120 + ["validation"] * 40 + ["test"] * 40
     found = race(Fitter(make_data(n=200, splits=splits)))

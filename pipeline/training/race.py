@@ -196,7 +196,7 @@ class _Runner:
         if not task.pilot:
             for each, found in zip(candidates, result, strict=False):  # the search may have stopped early
                 each.add(outer, found)
-        elif len(candidates) == 1 and len(close_to_best([self.reference, result], self.fitter.data.y[outer])) < 2:
+        elif len(candidates) == 1 and 1 not in close_to_best([self.reference, result], self.fitter.data.y[outer]):
             self.schedule.out[task.head] = f"dropped, clearly worse than {RACERS[0]} on a quarter of a fold's images"
             return False
         return True
