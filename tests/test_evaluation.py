@@ -247,7 +247,7 @@ def test_confusion_is_a_matrix_where_it_fits_and_pairs_where_not():
     p = np.eye(k)[np.r_[np.zeros(18, int), np.full(7, 1), np.full(5, 2), np.zeros(4, int), np.ones(6, int)]]
     metrics = evaluate(y, p, [f"class {i}" for i in range(k)], majority=0)
     assert format_confusion(metrics).splitlines() == [
-        "most frequent confusions: how many images of a class were taken for which other",
+        "most frequent confusions: images of a true class predicted as another class",
         "7 of 30  class 0 as class 1",
         "5 of 30  class 0 as class 2",
         "4 of 10  class 1 as class 0",
@@ -269,7 +269,7 @@ def test_only_the_worst_pairs_are_listed_and_the_rest_is_counted():
 
 def test_a_head_without_mistakes_is_told_so():
     metrics = evaluate(np.arange(40), np.eye(40), [f"c{i}" for i in range(40)], majority=0)
-    assert format_confusion(metrics) == "no image was taken for another class"
+    assert format_confusion(metrics) == "no image was misclassified"
 
 
 def test_a_terminal_too_narrow_is_refused():

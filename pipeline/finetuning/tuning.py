@@ -36,7 +36,7 @@ from pipeline.training.report import Report
 from pipeline.training.search import AUTO
 from pipeline.training.single_label import train_head
 from pipeline.training.training_data import TrainingData
-from pipeline.trust.abstention import needed
+from pipeline.trust.abstention import images_needed
 from pipeline.trust.safeguards import Trust
 from pipeline.wording import count_of
 
@@ -258,10 +258,10 @@ def _check_judges(data: TrainingData, abstain: float | None) -> None:
             "no validation images say when tuning must stop; train the bundle on a file that has some, or that has no"
             " splits, so that they are drawn"
         )
-    if abstain is not None and count < needed(abstain):
+    if abstain is not None and count < images_needed(abstain):
         raise TrainingError(
-            f"the bundle abstains, and to promise an accuracy of {abstain:g} after tuning takes {needed(abstain)}"
-            f" validation images, not {count}; add some, or train the bundle without --abstain"
+            f"the bundle abstains, and to promise an accuracy of {abstain:g} after tuning takes"
+            f" {images_needed(abstain)} validation images, not {count}; add some, or train the bundle without --abstain"
         )
 
 
