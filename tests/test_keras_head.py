@@ -178,7 +178,7 @@ def test_parameters_that_are_not_json_are_described_as_json(tmp_path):
         (lambda d: d["parameters"].update(hidden="wide"), "hidden=.*cannot be used"),
         (lambda d: d["parameters"].update(surprise=1), "surprise"),
         (lambda d: d.update(n_features="6"), "n_features and n_classes must be whole numbers"),
-        (lambda d: d.update(history=None), "cannot be used .*expected what describe"),
+        (lambda d: d.update(history=None), "cannot be used .*expected the result of describe"),
         (lambda d: d.update(n_classes=4), "got 3 classes for a head of 4"),
         (lambda d: d.update(n_features=7), "cannot load the weights .* into a head of 7 features"),
         (lambda d: d["parameters"].update(hidden=[9, 5]), "cannot load the weights .*hidden layers \\[9, 5\\]"),

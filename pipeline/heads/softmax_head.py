@@ -153,16 +153,16 @@ def choose_temperatures(
     """
     units = np.arange(len(y)) if units is None else np.asarray(units)
     classes, codes = np.unique(y, return_inverse=True)
-    of_units = np.unique(np.column_stack([codes, np.unique(units, return_inverse=True)[1]]), axis=0)[:, 0]
-    common = np.bincount(of_units, minlength=len(classes)) >= folds
-    if common.sum() < 2:
+    unit_classes = np.unique(np.column_stack([codes, np.unique(units, return_inverse=True)[1]]), axis=0)[:, 0]
+    usable = np.bincount(unit_classes, minlength=len(classes)) >= folds
+    if usable.sum() < 2:
         return []
-    rows = np.flatnonzero(common[codes])
-    labels = np.searchsorted(classes[common], y[rows])
+    rows = np.flatnonzero(usable[codes])
+    labels = np.searchsorted(classes[usable], y[rows])
     decisions: list[list[np.ndarray]] = []
     truths = []
     for inner, outer in make_folds(labels, folds, units=units[rows]):
-        if len(np.unique(labels[inner])) == common.sum():  # a large group can hold all rows of a class
+        if len(np.unique(labels[inner])) == usable.sum():  # a large group can hold all rows of a class
             held = X[rows[outer]]
             values = (_per_class(each, each.decision_function(held), len(each.classes_)) for each in fit(rows[inner]))
             decisions.append([_logits(each) for each in values])
