@@ -4,7 +4,7 @@ import re
 
 import pytest
 import yaml
-from test_training import make_store
+from helpers import make_store
 
 from pipeline.bundles.bundle import Bundle
 from pipeline.bundles.card import model_card

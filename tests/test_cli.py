@@ -9,9 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
-from conftest import paint
-from test_store import make_index
+from helpers import make_index, paint
 
 from pipeline import cli
 from pipeline.features.store import write_store
@@ -19,31 +17,6 @@ from pipeline.files import locked
 from pipeline.training import race as racing
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
-
-
-@pytest.fixture
-def run(fake_engine):
-    """Run a command in this process with the fake encoder: (exit code, stdout, stderr)."""
-
-    def invoke(*words, stdin=None):
-        result = CliRunner().invoke(cli.main, [str(word) for word in words], input=stdin)
-        if result.exception and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result.exit_code, result.stdout, result.stderr
-
-    return invoke
-
-
-@pytest.fixture
-def made(run, photos, tmp_path):
-    """A feature file and a bundle made by the commands."""
-    features, bundle = tmp_path / "a" / "f.h5", tmp_path / "a" / "b.bundle"
-    network = ["--backbone", "mobilenet", "--weights", "random", "--size", 32]
-    code, _, err = run("extract", photos, "--out", features, *network)
-    assert code == 0, err
-    code, _, err = run("train-head", features, "--out", bundle, "--head", "nearest-centroid", "--cv", 2)
-    assert code == 0, err
-    return features, bundle, photos
 
 
 def test_extract_says_what_it_did(run, photos, tmp_path):

@@ -352,6 +352,7 @@ def test_layers_that_cannot_begin_it(after, words):
         LastBlocks(Recipe(backbone, "random:0", size=32), after)
 
 
+@pytest.mark.slow
 def test_a_network_whose_cells_reach_far_back_cannot_be_tuned():
     with pytest.raises(UsageError, match="no layer of the later half of this network has everything go through it"):
         LastBlocks(Recipe("nasnetmobile", "random:0", size=32))

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import sklearn.metrics as skm
 from click.testing import CliRunner
+from helpers import QUICK, make_index
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_classifiers import QUICK
-from test_store import make_index
 
 from pipeline import cli
 from pipeline.bundles.bundle import Bundle

@@ -10,8 +10,8 @@ import tracemalloc
 import numpy as np
 import pyarrow.parquet
 import pytest
-from conftest import paint
-from fake import RECIPE
+from attacks.fake import RECIPE
+from helpers import paint
 from hypothesis import given
 from hypothesis import strategies as st
 

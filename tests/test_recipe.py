@@ -147,6 +147,7 @@ def test_a_local_file(local_weights):
     assert np.abs(encode(recipe) - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
+@pytest.mark.slow
 def test_inceptionv3_at_150_with_a_local_notop_file(tmp_path):
     """The way a small data set is usually done: InceptionV3, 150 x 150, a local file, ``mixed7``."""
     keras = load_keras()

@@ -5,9 +5,9 @@ import json
 
 import numpy as np
 import pytest
+from helpers import make_data, make_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_training import make_store
 
 from pipeline.errors import TrainingError, UsageError
 from pipeline.heads.folds import make_folds
@@ -17,25 +17,8 @@ from pipeline.training.fitting import Fitter
 from pipeline.training.race import RACE, race
 from pipeline.training.search import choose, format_leaderboard
 from pipeline.training.single_label import train_head
-from pipeline.training.training_data import TrainingData
 
 QUICK = {name: RACE[name] for name in ("logreg", "ridge", "lda", "nearest-centroid", "knn", "svm")}
-
-
-def make_data(n=120, views=1, dim=6, noise=1.5, seed=0, splits=None, groups=None, k=3):
-    """k classes around k corners; a further view is the same vector with other noise."""
-    rng = np.random.default_rng(seed)
-    y = np.arange(n) % k
-    X = np.eye(k, dim)[y][:, None] * 3 + rng.normal(0, noise, (n, views, dim))
-    return TrainingData(
-        X=X.astype(np.float32),
-        y=y,
-        splits=np.array(splits or ["train"] * n),
-        groups=np.array(groups or [""] * n),
-        classes=tuple("abcdefgh"[:k]),
-        stores=(),
-        notes=(),
-    )
 
 
 @pytest.fixture

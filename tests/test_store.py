@@ -1,50 +1,28 @@
 """The feature file: round trip, plain h5py, damage, hostile files, old formats."""
 
-import dataclasses
 import hashlib
 import json
 import pickle
 import random
 import shutil
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from fake import RECIPE
+from attacks.fake import RECIPE
+from helpers import FIXTURES, make_index
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pipeline.errors import IntegrityError, StoreError
-from pipeline.features.store import FeatureStore, Index, Skipped, verify, write_part, write_store
+from pipeline.features.store import FeatureStore, Skipped, verify, write_part, write_store
 
-FIXTURES = Path(__file__).parent / "fixtures"
 NAMES = (
     st.binary(min_size=1, max_size=40)
     .filter(lambda raw: b"\0" not in raw)
     .map(lambda raw: raw.decode("utf-8", "surrogateescape"))
 )
-
-
-def make_index(paths, dim=3, **changes):
-    n = len(paths)
-    rng = np.random.default_rng(0)
-    index = Index(
-        recipe=RECIPE,
-        segments={"last": (0, dim)},
-        paths=list(paths),
-        digests=rng.integers(0, 256, (n, 32), dtype=np.uint8),
-        sizes_mtimes=rng.integers(0, 2**62, (n, 2)),
-        labels=rng.integers(-1, 2, n).astype(np.int32),
-        splits=["train"] * n,
-        groups=[""] * n,
-        classes=("ant", "bee"),
-        root="/somewhere",
-        skipped=(Skipped("bad.jpg", "truncated: in row 3", 10, 20),),
-        created_with={"numpy": "2"},
-    )
-    return dataclasses.replace(index, **changes)
 
 
 @pytest.fixture

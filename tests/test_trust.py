@@ -7,12 +7,11 @@ import shutil
 
 import numpy as np
 import pytest
+from helpers import FIXTURES, QUICK, make_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
-from test_classifiers import QUICK
-from test_training import make_store
 
 from pipeline.bundles.bundle import Bundle
 from pipeline.errors import IntegrityError, TrainingError, UsageError
@@ -21,7 +20,6 @@ from pipeline.heads.temperature import temper
 from pipeline.metrics.reliability_curve import reliability
 from pipeline.prediction import predict, write_predictions
 from pipeline.training.fitting import Fitter
-from pipeline.training.held_out import TRUST_FOLDS
 from pipeline.training.single_label import train_head
 from pipeline.trust.abstention import accepted, learn_threshold
 from pipeline.trust.calibration import Calibration, across_halves, fit_calibration, temperature
@@ -245,22 +243,24 @@ def test_auto_leaves_heads_alone_that_have_a_temperature(tmp_path):
 def test_a_network_with_many_validation_images_is_fitted_once(tmp_path, monkeypatch):
     store = make_store(tmp_path / "f.h5", noise=2.0)
     note = "calibration learned from the validation images, which also chose when to stop"
+    params, folds = {**QUICK["dense"], "epochs": 5}, 2
+    monkeypatch.setattr("pipeline.training.held_out.TRUST_FOLDS", folds)
     fits, real = [], Fitter.fit
     monkeypatch.setattr(Fitter, "fit", lambda self, *args, **how: fits.append(args[0]) or real(self, *args, **how))
 
     def held_out(trust, **options):
         fits.clear()
-        _, report = train_head(store, "dense", params=QUICK["dense"], trust=trust, **options)
+        _, report = train_head(store, "dense", params=params, trust=trust, **options)
         assert (note in report.notes) == (len(fits) == 1)
         return report.trust["held_out"], len(fits)
 
-    assert held_out(Trust()) == (60, 1 + TRUST_FOLDS)
+    assert held_out(Trust()) == (60, 1 + folds)
     monkeypatch.setattr("pipeline.training.held_out.ENOUGH", 15)
     assert held_out(Trust()) == (15, 1)
-    assert held_out(Trust("isotonic")) == (60, 1 + TRUST_FOLDS)
-    assert held_out(Trust(abstain=0.5)) == (60, 1 + TRUST_FOLDS)
+    assert held_out(Trust("isotonic")) == (60, 1 + folds)
+    assert held_out(Trust(abstain=0.5)) == (60, 1 + folds)
     store = make_store(tmp_path / "f.h5", noise=2.0, splits=["train"] * 60 + ["validation"] * 30)
-    assert held_out(Trust()) == (60, 1 + TRUST_FOLDS), "the score would come from images that calibrated"
+    assert held_out(Trust()) == (60, 1 + folds), "the score would come from images that calibrated"
 
 
 def test_abstain_and_novel_end_to_end(tmp_path, capsys):
@@ -365,8 +365,6 @@ def test_temperature_of_probabilities_is_that_of_logits():
 
 def test_schema_2_stays_readable(tmp_path):
     """Made once (see fixtures/README.md) and never written again."""
-    from test_store import FIXTURES
-
     shutil.copytree(FIXTURES / "schema2.bundle", tmp_path / "b")
     bundle = Bundle.load(tmp_path / "b")
     assert (bundle.classes, bundle.head_name, bundle.multi_label) == (("ant", "bee"), "knn", None)

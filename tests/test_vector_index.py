@@ -5,9 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import paint
-from test_cli import made, run  # noqa: F401 - fixtures
-from test_store import make_index
+from helpers import make_index, paint
 
 from pipeline.errors import LockedError, PipelineError, StoreError, UsageError
 from pipeline.features import vector_index
@@ -135,7 +133,7 @@ def test_without_its_package_it_says_what_to_install(tmp_path, monkeypatch):
     assert not index_path(store).exists()
 
 
-def test_similar_by_index(run, made, tmp_path):  # noqa: F811
+def test_similar_by_index(run, made, tmp_path):
     features, _, _ = made
     image = paint(tmp_path / "new.png", (81, 1, 7))
     exact = run("similar", features, image, "--top-k", 3)

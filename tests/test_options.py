@@ -1,0 +1,77 @@
+"""Groups of options: fields as keywords, unknown names and wrong types in one line."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.errors import UsageError
+from pipeline.options import accepts_fields, option, options
+
+
+@options
+class Size:
+    """A group."""
+
+    side: int | None = option(default=None, help="Side in pixels.")
+    share: float = option(default=0.5, help="A share.")
+    names: tuple[str, ...] = option(default=(), help="Names.")
+    weights: str | os.PathLike[str] = option(default="imagenet", help="Weights.")
+    overwrite: bool = option(default=False, help="Replace what is there.")
+
+
+DEFAULT = Size()
+
+
+@accepts_fields
+def run(images, *, size: Size = DEFAULT, progress=None):
+    return images, size, progress
+
+
+def test_a_group_is_frozen_and_compares_by_its_values():
+    assert Size(side=3) == Size(3)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Size().side = 4
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"side": np.int64(3)},
+        {"share": np.float32(0.25)},
+        {"share": 1},
+        {"names": ["a", "b"]},
+        {"weights": Path("w.h5")},
+        {"overwrite": True},
+    ],
+)
+def test_fields_are_keywords_of_the_function(given):
+    assert run("photos", **given) == ("photos", Size(**given), None)
+    assert run("photos", size=Size(side=7), **given)[1] == dataclasses.replace(Size(side=7), **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"sid": 3}, "run has no option 'sid'; did you mean side or size?"),
+        ({"side": "150"}, "side is '150' (str), expected int or None"),
+        ({"side": True}, "side is True (bool), expected int or None"),
+        ({"side": 1.5}, "side is 1.5 (float), expected int or None"),
+        ({"names": "last"}, "names is 'last' (str), expected a sequence of str"),
+        ({"names": (1,)}, "names is (1,) (tuple), expected a sequence of str"),
+        ({"weights": 5}, "weights is 5 (int), expected str or path"),
+        ({"overwrite": 1}, "overwrite is 1 (int), expected bool"),
+        ({"size": 150}, "size is 150, expected Size(...)"),
+    ],
+)
+def test_wrong_names_and_types_are_one_line(given, words):
+    with pytest.raises(UsageError) as caught:
+        run("photos", **given)
+    assert str(caught.value) == words
+
+
+def test_a_group_refuses_an_unknown_name_itself():
+    with pytest.raises(UsageError, match=r"^Size has no option 'sise'; did you mean side\?$"):
+        Size(sise=3)
