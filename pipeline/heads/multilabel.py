@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import TrainingError, UsageError
-from pipeline.metrics.label_sets import THRESHOLD, _log_loss, _precisions
+from pipeline.metrics.label_sets import THRESHOLD, average_precisions, mean_average_precision
+from pipeline.metrics.losses import label_log_losses
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,12 @@ def choose(
     """
     heads = [fit() for fit in fits]
     found = [head.predict_proba(X) for head in heads]
-    scores = [{"log_loss": _log_loss(Y, p), "mean_average_precision": _precisions(Y, p)[1]} for p in found]
+    scores = [
+        {
+            "log_loss": float(label_log_losses(Y, p).mean()),
+            "mean_average_precision": mean_average_precision(average_precisions(Y, p)),
+        }
+        for p in found
+    ]
     best = min(range(len(heads)), key=lambda i: scores[i]["log_loss"])
     return best, heads[best], scores

@@ -6,8 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.features.weights import TUNED
+from pipeline.heads.arrays import softmax
 from pipeline.images.findings import REVIEW, Finding
 from pipeline.insight.audited import FEW, AuditedImages
+from pipeline.metrics.losses import log_losses
 from pipeline.wording import count_of
 
 FOLDS = 5
@@ -103,7 +105,6 @@ def out_of_fold(
         Rows add up to 1.
     """
     from scipy.linalg import solve
-    from scipy.special import softmax
     from sklearn.model_selection import StratifiedGroupKFold
 
     from pipeline.heads.temperature import fit_temperature
@@ -120,8 +121,8 @@ def out_of_fold(
         for number, strength in enumerate(RIDGE):
             penalised = gram_in + np.float32(strength * scale) * np.eye(len(gram), dtype=np.float32)
             decisions[number, out] = Z_out @ solve(penalised, cross_in, assume_a="pos") + class_shares
-    fitted = [softmax(each / fit_temperature(each, y), axis=1) for each in decisions]
-    return max(fitted, key=lambda p: float(np.log(np.clip(p[np.arange(len(y)), y], 1e-12, 1)).mean()))
+    fitted = [softmax(each / fit_temperature(each, y)) for each in decisions]
+    return min(fitted, key=lambda p: float(log_losses(y, p).mean()))
 
 
 def find_small_classes(images: AuditedImages) -> Iterator[Finding]:

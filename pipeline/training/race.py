@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import TrainingError
 from pipeline.heads.classifiers import HEADS
+from pipeline.metrics.losses import log_losses
 from pipeline.parallel import cores, in_threads
 from pipeline.training.fitting import Fitter, Rows
 from pipeline.training.search import (
@@ -19,7 +20,6 @@ from pipeline.training.search import (
     Progress,
     _entrants,
     _judge,
-    _losses,
     _rank,
     _surest,
     score,
@@ -215,7 +215,7 @@ def _survivors(started: Sequence[Candidate], y: NDArray[np.int64]) -> dict[str, 
 
 def _outdone(proba: NDArray[np.float64], best: NDArray[np.float64], truth: NDArray[np.int64]) -> bool:
     """Say whether answers (n, K) are no more accurate than others and their log loss is surely larger."""
-    more = _losses(truth, proba) - _losses(truth, best)
+    more = log_losses(truth, proba) - log_losses(truth, best)
     error = float(more.std()) / np.sqrt(len(more))
     return score(truth, proba)["accuracy"] <= score(truth, best)["accuracy"] and float(more.mean()) > _SURELY * error
 

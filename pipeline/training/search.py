@@ -12,6 +12,7 @@ from pipeline.heads.arrays import softmax
 from pipeline.heads.classifiers import HEADS
 from pipeline.heads.folds import Folds
 from pipeline.heads.regularisation_path import SHARED
+from pipeline.metrics.losses import log_losses
 from pipeline.parallel import cores, in_threads
 from pipeline.training.fitting import Fitter, Rows
 from pipeline.wording import shorten
@@ -110,11 +111,7 @@ class Choice:
 def score(truth: NDArray[np.int64], proba: NDArray[np.float64]) -> dict[str, float]:
     """Return ``accuracy`` and ``log_loss`` of probabilities (n, K)."""
     accuracy = float((proba.argmax(axis=1) == truth).mean())
-    return {"accuracy": accuracy, "log_loss": float(_losses(truth, proba).mean())}
-
-
-def _losses(truth: NDArray[np.int64], proba: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(-np.log(np.clip(proba[np.arange(len(truth)), truth], 1e-15, 1.0)))
+    return {"accuracy": accuracy, "log_loss": float(log_losses(truth, proba).mean())}
 
 
 def choose(fitter: Fitter, head: str, params: Mapping[str, Any], cv: int | None, progress: Progress = None) -> Choice:
