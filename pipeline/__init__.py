@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline.training.multi_label import train_multi_label
     from pipeline.training.report import Report
     from pipeline.training.single_label import train_head
-    from pipeline.trust.safeguards import Trust
+    from pipeline.trust.options import Trust
 
 _HOMES = {
     "BACKBONES": "features.backbones",
@@ -45,7 +45,7 @@ _HOMES = {
     "Report": "training.report",
     "Speed": "features.engines",
     "Summary": "features.extraction",
-    "Trust": "trust.safeguards",
+    "Trust": "trust.options",
     "Tuning": "finetuning.tuning",
     "compare": "training.comparison",
     "extract": "features.extraction",

@@ -10,20 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import TrainingError, UsageError
+from pipeline.heads.classifiers import HEADS
 from pipeline.heads.folds import make_folds
 from pipeline.training import race as racing
-from pipeline.training import search
+from pipeline.training.candidates import Candidate, close_to_best
 from pipeline.training.fitting import Fitter
-from pipeline.training.race import RACE, race
-from pipeline.training.search import choose, format_leaderboard
+from pipeline.training.leaderboard import format_leaderboard
+from pipeline.training.race import race
+from pipeline.training.search import choose
 from pipeline.training.single_label import train_head
 
-QUICK = {name: RACE[name] for name in ("logreg", "ridge", "lda", "nearest-centroid", "knn", "svm")}
+QUICK = ("logreg", "ridge", "lda", "nearest-centroid", "knn", "svm")
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(racing, "RACE", QUICK)
+    monkeypatch.setattr(racing, "RACERS", QUICK)
 
 
 @settings(max_examples=40, deadline=None)
@@ -90,7 +92,7 @@ def test_the_race_finds_a_good_head_and_says_how(quick):
 
 @pytest.mark.parametrize("name", ["ridge", "svm"])
 def test_the_winner_keeps_the_temperature_of_the_folds(quick, monkeypatch, name):
-    monkeypatch.setattr(racing, "RACE", {name: 1.0})
+    monkeypatch.setattr(racing, "RACERS", (name,))
     data = make_data(n=300)
     found = race(Fitter(data))
     (alone,) = Fitter(data).fit(name, [found.params], np.arange(300))
@@ -106,10 +108,10 @@ def test_log_loss_chooses_only_among_accuracies_that_chance_could_swap():
     sure_but_worse = np.tile([0.9, 0.1], (400, 1))
     sure_but_worse[:60] = [0.45, 0.55]
     unsure = np.tile([0.51, 0.49], (400, 1))
-    assert search._surest([unsure, sure_but_worse], truth) == [0]
+    assert close_to_best([unsure, sure_but_worse], truth) == [0]
     close = sure_but_worse.copy()
     close[2:60] = [0.9, 0.1]
-    assert search._surest([unsure, close], truth) == [1, 0]
+    assert close_to_best([unsure, close], truth) == [1, 0]
 
 
 def test_a_strength_that_another_of_its_head_outdoes_drops_out():
@@ -118,7 +120,7 @@ def test_a_strength_that_another_of_its_head_outdoes_drops_out():
     sure[:40], unsure[:40] = wrong[:40], wrong[:40]
 
     def candidate(head, strength, proba):
-        return search.Candidate(head, {"s": strength}, proba, np.ones(400, bool), {0: 0.9})
+        return Candidate(head, {"s": strength}, proba, np.ones(400, bool), {0: 0.9})
 
     started = [candidate("a", 1, unsure), candidate("a", 2, sure), candidate("b", 1, unsure), candidate("b", 2, wrong)]
     left = racing._survivors(started, truth)
@@ -131,14 +133,23 @@ def test_a_strength_that_another_of_its_head_outdoes_drops_out():
 
 
 def test_clearly_worse_candidates_drop_out(quick, monkeypatch):
-    monkeypatch.setattr(racing, "RACE", {**QUICK, "dummy": 1.0})
+    monkeypatch.setattr(racing, "RACERS", (*QUICK, "dummy"))
     found = race(Fitter(make_data(n=300)))
     assert "dummy: dropped, clearly worse than logreg on a quarter of a fold's images" in found.notes
     assert "dummy" not in {each["head"] for each in found.candidates}
-    monkeypatch.setattr(racing, "RACE", QUICK)
+    monkeypatch.setattr(racing, "RACERS", QUICK)
     noisy = make_data(n=300, dim=60, noise=3.0)
     board = race(Fitter(noisy)).candidates
     assert {each["folds"] for each in board} == {1, 5}, "nobody dropped out after a fold"
+
+
+def test_a_head_that_is_clearly_better_than_the_first_is_not_dropped(quick, monkeypatch):
+    data = make_data(n=300)
+    perfect, poor = np.eye(3)[data.y], np.full((300, 3), 1 / 3)
+    probabilities = {"logreg": poor, "nearest-centroid": perfect}
+    monkeypatch.setattr(racing, "RACERS", tuple(probabilities))
+    monkeypatch.setattr(racing, "_pilot", lambda _, each, __, outer: (0.0, probabilities[each[0].head][outer]))
+    assert "nearest-centroid" in {each["head"] for each in race(Fitter(data)).candidates}
 
 
 def test_the_validation_images_choose_where_test_images_are_left(quick):
@@ -172,24 +183,24 @@ def test_a_spent_budget_says_what_was_not_tried(quick):
 
 def test_a_head_that_would_take_too_long_is_left_out(quick, monkeypatch):
     fair, seconds = np.full((120, 3), 1 / 3), (0.0, 1000.0)
-    monkeypatch.setattr(racing, "_pilot", lambda fitter, name, _, __, outer: (seconds[name == "svm"], fair[outer]))
+    monkeypatch.setattr(racing, "_pilot", lambda _, each, __, outer: (seconds[each[0].head == "svm"], fair[outer]))
     found = race(Fitter(make_data()), budget=30)
     assert "svm: not tried, for the budget was spent and a fold takes 1000.0 s" in found.notes
     assert "svm" not in {each["head"] for each in found.candidates}
 
 
 def test_a_head_that_fails_does_not_end_the_race(quick, monkeypatch):
-    real = search._judge
+    real = racing.score_fold
 
-    def fails(fitter, entrants, *rest, **more):
-        if entrants[0].head == "lda":
+    def fails(fitter, candidates, *rest, **more):
+        if candidates[0].head == "lda":
             raise ValueError("no\nway")
-        return real(fitter, entrants, *rest, **more)
+        return real(fitter, candidates, *rest, **more)
 
-    monkeypatch.setattr(racing, "_judge", fails)
+    monkeypatch.setattr(racing, "score_fold", fails)
     found = race(Fitter(make_data()))
     assert "lda: cannot be fitted (no way)" in found.notes
-    monkeypatch.setattr(racing, "RACE", {"lda": 1.0})
+    monkeypatch.setattr(racing, "RACERS", ("lda",))
     with pytest.raises(TrainingError, match="no head can be fitted on these vectors: lda: cannot be fitted"):
         race(Fitter(make_data()))
 
@@ -222,7 +233,7 @@ def test_logistic_regression_stops_where_weaker_regularisation_only_hurts():
     data = make_data(n=150, dim=60, noise=4.0, splits=["train"] * 90 + ["validation"] * 60)
     found = choose(Fitter(data), "logreg", {}, None)
     tried = [each["params"]["C"] for each in found.candidates]
-    values = search.HEADS["logreg"].search["C"]
+    values = HEADS["logreg"].search["C"]
     assert tried == list(values[: len(tried)])
     assert len(tried) < len(values)
     assert found.params["C"] in tried[:-2]

@@ -52,12 +52,12 @@ def test_without_test_images_the_validation_score_is_marked(tmp_path):
     store = make_store(tmp_path / "f.h5", splits=["train"] * 60 + ["validation"] * 30)
     _, report = train_head(store)
     assert report.scored_on == "validation"
-    assert any("this score is a little too good" in note for note in report.notes)
+    assert any("this score is slightly too optimistic" in note for note in report.notes)
     _, report = train_head(store, params={"C": 1.0})
-    assert not any("too good" in note for note in report.notes)
+    assert not any("too optimistic" in note for note in report.notes)
     _, report = train_head(store, cv=3)
     assert (report.scored_on, report.chosen_on) == ("validation", "cross-validation")
-    assert not any("too good" in note for note in report.notes)
+    assert not any("too optimistic" in note for note in report.notes)
     assert report.metrics["cross-validation"]["n"] == 60
     assert all("accuracy_sd" in each for each in report.candidates)
 

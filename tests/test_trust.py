@@ -119,10 +119,11 @@ def test_a_temperature_goes_into_the_head():
     for name in ("logreg", "ridge", "dense"):
         head = make_head(name, QUICK.get(name, {})).fit(X, y)
         before = head.predict_proba(X)
-        assert temper(head, 2.5)
-        np.testing.assert_allclose(head.predict_proba(X), Calibration(temperature=2.5).apply(before), atol=1e-5)
+        tempered = temper(head, 2.5)
+        np.testing.assert_allclose(tempered.predict_proba(X), Calibration(temperature=2.5).apply(before), atol=1e-5)
+        np.testing.assert_array_equal(head.predict_proba(X), before)
     head = make_head("knn").fit(X, y)
-    assert not temper(head, 2.5)
+    assert temper(head, 2.5) is None
 
 
 def test_a_threshold_keeps_its_promise():
@@ -242,7 +243,7 @@ def test_auto_leaves_heads_alone_that_have_a_temperature(tmp_path):
 
 def test_a_network_with_many_validation_images_is_fitted_once(tmp_path, monkeypatch):
     store = make_store(tmp_path / "f.h5", noise=2.0)
-    note = "calibration learned from the validation images, which also chose when to stop"
+    note = "the validation images, which chose when to stop, also calibrated the probabilities"
     params, folds = {**QUICK["dense"], "epochs": 5}, 2
     monkeypatch.setattr("pipeline.training.held_out.TRUST_FOLDS", folds)
     fits, real = [], Fitter.fit

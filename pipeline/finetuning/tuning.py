@@ -28,16 +28,16 @@ from pipeline.features.store import FeatureStore
 from pipeline.features.weights import TUNED, file_sha256
 from pipeline.finetuning.last_blocks import LastBlocks, smoothed_loss
 from pipeline.finetuning.options import Tuning
+from pipeline.heads.classifiers import AUTO
 from pipeline.images.manifest import Manifest
 from pipeline.images.texts import Positions, Texts
 from pipeline.parallel import ahead, one_blas_thread
 from pipeline.training.provenance import asked_of, training_data_of
 from pipeline.training.report import Report
-from pipeline.training.search import AUTO
 from pipeline.training.single_label import train_head
 from pipeline.training.training_data import TrainingData
 from pipeline.trust.abstention import images_needed
-from pipeline.trust.safeguards import Trust
+from pipeline.trust.options import Trust
 from pipeline.wording import count_of
 
 __all__ = ["Places", "Tuning", "best_epoch", "fine_tune"]

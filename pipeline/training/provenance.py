@@ -78,8 +78,7 @@ def provenance_of(data: TrainingData, seed: int) -> dict[str, Any]:
     }
 
 
-def _plain(asked: dict[str, Any]) -> dict[str, Any]:
-    """Return what was asked for as JSON would give it back, the options of `Trust` among the others."""
-    trust = asked.pop("trust")
-    plain: dict[str, Any] = json.loads(json.dumps({**asked, **trust}, default=str))
+def as_json(data: dict[str, Any]) -> dict[str, Any]:
+    """Return data as JSON reads them back; what JSON does not know becomes text."""
+    plain: dict[str, Any] = json.loads(json.dumps(data, default=str))
     return plain
