@@ -24,7 +24,6 @@ from pipeline.features import hdf5
 from pipeline.features.recipe import Recipe
 from pipeline.files import publish
 from pipeline.images.texts import Positions, Texts
-from pipeline.images.views import parse_views
 
 FORMAT = "twostage-features"
 FORMAT_VERSION = 1
@@ -94,7 +93,7 @@ class Index:
     @property
     def row_shape(self) -> tuple[int, ...]:
         """What the file holds for an image: ``(dim,)``, or ``(views, dim)`` with several views."""
-        views = parse_views(self.recipe.views).count
+        views = self.recipe.pixels.views.count
         return (self.dim,) if views == 1 else (views, self.dim)
 
     def same_content(self, other: "Index") -> bool:
@@ -192,7 +191,7 @@ class FeatureStore:
     @property
     def views(self) -> int:
         """Number of views of each image."""
-        return parse_views(self.recipe.views).count
+        return self.index.recipe.pixels.views.count
 
     @property
     def dtype(self) -> np.dtype[Any]:
