@@ -181,7 +181,7 @@ def _from_stores(
                     reasons[number] = f"changed: other content in {store.path}"
             blocks.append(store.take(np.maximum(matches, 0)))
         views = slice(None) if bundle.average_views else slice(1)
-        vectors = np.concatenate([each.reshape(len(block), -1, each.shape[-1])[:, views] for each in blocks], axis=2)
+        vectors = np.concatenate([each[:, views] for each in blocks], axis=2)
         for reason, row in zip(reasons, _ranked(bundle, paths, vectors, top_k), strict=True):
             yield Prediction(row.path, reason) if reason else row
         if progress:

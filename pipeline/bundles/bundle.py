@@ -26,6 +26,7 @@ from pipeline.features.engines import Encoder, make_encoder
 from pipeline.features.image_encoder import ImageEncoder
 from pipeline.features.options import Speed
 from pipeline.features.recipe import Recipe
+from pipeline.features.store import with_view_axis
 from pipeline.features.weights import FILE, TUNED, check_digest
 from pipeline.files import publish
 from pipeline.heads.affine import AffineHead
@@ -161,7 +162,7 @@ class Bundle:
                 f"features have shape {features.shape}, expected (n, {sum(self.dims)}): vectors of {self.describe()}"
             )
         head = self.affine or self.estimator()
-        return class_probabilities(head, features, len(self.classes), self.safeguards.calibrate)
+        return class_probabilities(head, with_view_axis(features), len(self.classes), self.safeguards.calibrate)
 
     def predict_proba(self, images: Source | Sequence[Source], speed: Speed = Speed()) -> NDArray[np.float64]:
         """Return the probability of each class for each image, float64 (n, number of classes).

@@ -7,7 +7,6 @@ error instead of a wrong value is in `pipeline.features.hdf5`.
 
 import io
 import json
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -246,25 +245,31 @@ class FeatureStore:
 
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return the vectors of rows ``[start, stop)`` as float32, shaped as `features`."""
-        with hdf5.guard(self.path):
-            return np.asarray(self._features[start:stop], np.float32)
+        vectors = self._read(start, stop)
+        return vectors[:, 0] if self.views == 1 else vectors
 
     def take(self, rows: NDArray[np.integer]) -> NDArray[np.float32]:
-        """Return the vectors of any rows, in the order given, as float32, shaped as `features`."""
-        taken = np.empty((len(rows), *self.shape[1:]), np.float32)
+        """Return the vectors of any rows, in the order given, as float32 of shape (n, views, dim)."""
+        taken = np.empty((len(rows), self.views, self.dim), np.float32)
         order = np.argsort(rows, kind="stable")
         ordered = rows[order]
-        # Neighbours are read together: one call for each run of consecutive rows.
+        # Consecutive rows are read in one call.
         breaks = np.flatnonzero(np.diff(ordered) != 1) + 1
         for run in np.split(np.arange(len(rows)), breaks) if len(rows) else []:
-            taken[order[run]] = self.rows(int(ordered[run[0]]), int(ordered[run[-1]]) + 1)
+            taken[order[run]] = self._read(int(ordered[run[0]]), int(ordered[run[-1]]) + 1)
         return taken
 
     def blocks(self, nbytes: int = BLOCK_BYTES) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Yield ``(start, vectors)`` over all rows, about `nbytes` at a time."""
-        step = block_rows(math.prod(self.shape[1:]), nbytes)
+        """Yield ``(start, vectors)`` over all rows, about `nbytes` at a time; vectors are (n, views, dim)."""
+        step = block_rows(self.views * self.dim, nbytes)
         for start in range(0, len(self), step):
-            yield start, self.rows(start, min(start + step, len(self)))
+            yield start, self._read(start, min(start + step, len(self)))
+
+    def _read(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Read rows ``[start, stop)`` as float32 of shape (n, views, dim)."""
+        with hdf5.guard(self.path):
+            vectors = np.asarray(self._features[start:stop], np.float32)
+        return with_view_axis(vectors)
 
 
 def block_rows(values: int, nbytes: int = BLOCK_BYTES) -> int:
@@ -338,9 +343,13 @@ def write_part(path: Path, index: Index, vectors: NDArray[np.float32]) -> None:
         ) from error
 
 
-def first_view(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the vectors (n, dim) of the images as they are, of rows with several views or with one."""
-    return vectors if vectors.ndim == 2 else vectors[:, 0]
+def with_view_axis(vectors: NDArray[Any]) -> NDArray[Any]:
+    """Return vectors (n, dim) or (n, views, dim), as users and feature files have them, as (n, views, dim).
+
+    >>> with_view_axis(np.zeros((5, 3))).shape
+    (5, 1, 3)
+    """
+    return vectors[:, None] if vectors.ndim == 2 else vectors
 
 
 def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> list[str]:
@@ -371,7 +380,7 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
     try:
         with FeatureStore(path) as store:
             for start, vectors in store.blocks():
-                bad = np.flatnonzero(~np.isfinite(vectors).reshape(len(vectors), -1).all(axis=1))
+                bad = np.flatnonzero(~np.isfinite(vectors).all(axis=(1, 2)))
                 problems += [f"row {row} ({store.paths[row]!r}) is not finite" for row in (start + bad).tolist()]
                 if progress:
                     progress(start + len(vectors), len(store))
