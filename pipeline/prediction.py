@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.bundles.bundle import Bundle
-from pipeline.errors import ImageError, PipelineError, UsageError
+from pipeline.errors import ImageError, UsageError
 from pipeline.features.options import Speed
 from pipeline.features.recipe import Recipe
 from pipeline.features.store import FeatureStore
-from pipeline.files import replacing
+from pipeline.files import replacing, writing
 from pipeline.images.manifest import Manifest
 from pipeline.images.texts import Texts
 from pipeline.parallel import Progress
@@ -364,17 +364,10 @@ def write_predictions(
         raise UsageError(f"cannot tell the format of {str(out)!r}; end it in {', '.join(WRITERS)}, or give - for CSV")
     rows = iter(rows)
     first = list(itertools.islice(rows, 1))  # what fails at once must not look like an empty table
-    try:
-        with contextlib.nullcontext(sys.stdout.buffer) if to_stdout else replacing(target) as file:
-            writer = WRITERS[suffix](file, columns(top_k, novelty))
-            for row in itertools.chain(first, rows):
-                writer.write(row)
-                counts[row.status.split(":")[0]] += 1
-            writer.close()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise PipelineError(
-            f"cannot write {out}: {error.strerror or error}; make space or choose another --out"
-        ) from error
+    with writing(out), contextlib.nullcontext(sys.stdout.buffer) if to_stdout else replacing(target) as file:
+        writer = WRITERS[suffix](file, columns(top_k, novelty))
+        for row in itertools.chain(first, rows):
+            writer.write(row)
+            counts[row.status.split(":")[0]] += 1
+        writer.close()
     return counts

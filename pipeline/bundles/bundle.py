@@ -28,7 +28,7 @@ from pipeline.features.options import Speed
 from pipeline.features.recipe import Recipe
 from pipeline.features.store import with_view_axis
 from pipeline.features.weights import FILE, TUNED, check_digest
-from pipeline.files import publish
+from pipeline.files import publish, writing
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.classifiers import class_probabilities
 from pipeline.heads.multilabel import MultiLabel
@@ -225,7 +225,7 @@ class Bundle:
             raise UsageError(f"{str(path)!r} names no folder; give one such as artifacts/photos.bundle")
         if target.exists() and not (target / DESCRIPTION).is_file() and (target.is_file() or any(target.iterdir())):
             raise BundleError(f"{target} exists and is no bundle; choose another --out")
-        try:
+        with writing(target, BundleError):
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
                 fresh = Path(folder) / "new"
@@ -237,8 +237,6 @@ class Bundle:
                     _exchange(fresh, target)
                 else:
                     fresh.rename(target)
-        except OSError as error:
-            raise BundleError(f"cannot write {target}: {error.strerror}; make space or choose another --out") from error
         return target
 
     def _write(self, folder: Path) -> None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pipeline.errors import IntegrityError, StoreError
 from pipeline.features import hdf5
 from pipeline.features.recipe import Recipe
-from pipeline.files import publish
+from pipeline.files import KEPT, publish, writing
 from pipeline.images.texts import Positions, Texts
 
 FORMAT = "twostage-features"
@@ -296,27 +296,27 @@ def write_store(path: Path, index: Index, vectors: Iterable[NDArray[np.float32]]
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("w+b") as raw, ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
-            shield = hdf5.Shield(raw)
-            # Python raises a signal's exception in the main thread alone: never in the midst of HDF5.
-            work = writer.submit(_write_through, shield, index, vectors, dtype)
-            try:
-                work.result()
-            except BaseException as error:
-                shield.error = shield.error or error
-                raise
-        publish(temporary, path)
-    except (OSError, RuntimeError) as error:
-        raise StoreError(
-            f"cannot write {path}: {getattr(error, 'strerror', None) or error}; make space or choose another --out"
-        ) from error
+        with writing(path, StoreError):
+            with temporary.open("w+b") as raw, ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
+                shield = hdf5.Shield(raw)
+                # Signals raise in the main thread only: never within HDF5.
+                work = writer.submit(_write_through, shield, index, vectors, dtype)
+                try:
+                    work.result()
+                except BaseException as error:
+                    shield.error = shield.error or error
+                    raise
+            publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def _write_through(shield: hdf5.Shield, index: Index, vectors: Iterable[NDArray[np.float32]], dtype: str) -> None:
-    with hdf5.new_file(shield) as file:
-        _fill(file, index, shield.while_sound(vectors), dtype)
+    try:
+        with hdf5.new_file(shield) as file:
+            _fill(file, index, shield.while_sound(vectors), dtype)
+    except RuntimeError as error:  # from HDF5, when a full disk keeps it from closing the file
+        raise OSError(str(error)) from error
     if shield.error:
         raise shield.error
 
@@ -334,13 +334,11 @@ def write_part(path: Path, index: Index, vectors: NDArray[np.float32]) -> None:
         _fill(file, index, [vectors], "float32")
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_bytes(image.getbuffer())
-        publish(temporary, path)
-    except OSError as error:
+        with writing(path, StoreError, KEPT):
+            temporary.write_bytes(image.getbuffer())
+            publish(temporary, path)
+    finally:
         temporary.unlink(missing_ok=True)
-        raise StoreError(
-            f"cannot write {path}: {error.strerror}; make space and run the command again, what was done is kept"
-        ) from error
 
 
 def with_view_axis(vectors: NDArray[Any]) -> NDArray[Any]:

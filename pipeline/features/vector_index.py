@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.errors import LockedError, PipelineError, StoreError, UsageError
 from pipeline.features.neighbours import nearest, unit_rows
 from pipeline.features.store import FeatureStore
-from pipeline.files import locked, replacing
+from pipeline.files import locked, replacing, writing
 
 _FORMAT = "twostage-index 1"
 _AXES = 128  # principal axes that are kept, a byte each
@@ -148,18 +148,15 @@ def _drawn(store: FeatureStore, count: int, rng: np.random.Generator) -> Iterato
 def _write(path: Path, stamp: str, index: Any) -> None:
     faiss = _faiss()
     digest = hashlib.sha256()
-    try:
-        with replacing(path) as file:
+    with writing(path, StoreError, "make space"), replacing(path) as file:
 
-            def write(content: bytes) -> int:
-                digest.update(content)
-                return file.write(content)
+        def write(content: bytes) -> int:
+            digest.update(content)
+            return file.write(content)
 
-            write(_header(stamp))
-            faiss.write_index(index, faiss.PyCallbackIOWriter(write))
-            file.write(digest.digest())
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror}; make space") from error
+        write(_header(stamp))
+        faiss.write_index(index, faiss.PyCallbackIOWriter(write))
+        file.write(digest.digest())
 
 
 def _read(path: Path, stamp: str) -> Any:
