@@ -197,7 +197,7 @@ def test_another_recipe_is_refused(photos, tmp_path):
     assert "at 9 px" in str(error.value)
     assert "size 9 instead of 8" in str(error.value)
     assert "--overwrite" in str(error.value)
-    with pytest.raises(RecipeMismatchError, match=r"holds float32, asked for is float16; .*--overwrite"):
+    with pytest.raises(RecipeMismatchError, match=r"holds float32, this run needs float16; .*--overwrite"):
         run(photos, tmp_path / "f.h5", dtype="float16")
     with run(photos, tmp_path / "f.h5", Factory(size=9), overwrite=True) as store:
         assert store.recipe.size == 9
@@ -354,7 +354,7 @@ def test_a_damaged_part_is_named(photos, tmp_path):
         run(photos, tmp_path / "f.h5", progress=stopping_after(10))
     part = tmp_path / "f.h5.parts" / "part-000000.h5"
     part.write_bytes(part.read_bytes()[:-100])
-    with pytest.raises(IntegrityError, match=r"part-000000\.h5 .* extract anew with --overwrite"):
+    with pytest.raises(IntegrityError, match=r"part-000000\.h5 .* extract again with --overwrite"):
         run(photos, tmp_path / "f.h5")
     with run(photos, tmp_path / "f.h5", overwrite=True) as store:
         np.testing.assert_array_equal(store.features, colours(photos, store))

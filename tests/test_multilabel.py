@@ -99,7 +99,7 @@ def test_end_to_end(tmp_path):
             min(probabilities[probabilities >= 0.5], default=1 - max(probabilities))
         )
         assert row.novelty is not None
-    with pytest.raises(UsageError, match="top-k 2 has no meaning where all labels over a threshold are named"):
+    with pytest.raises(UsageError, match="top-k 2 does not apply where all labels above a threshold are named"):
         predict(again, store, top_k=2)
     assert "mean average precision" in model_card(again.description(), again.report)
     assert report.table() == format_labels(report.metrics["test"])
