@@ -142,14 +142,15 @@ class _CountedFile(io.FileIO):
 
 
 class _InProcess(contextlib.nullcontext[Any]):
-    """Stands in for decoders in processes of their own, where these are not what is attacked."""
+    """Replaces the decoding processes by this process, where these are not what is attacked."""
+
+    def __enter__(self) -> Any:
+        return self
 
     def __call__(self, *words: Any) -> Any:
         return self.enter_result(*words)
 
     def start(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Victim:
