@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from pipeline.bundles.bundle import Bundle
     from pipeline.errors import ImageError, IntegrityError, PipelineError
     from pipeline.features.backbones import BACKBONES, Backbone
-    from pipeline.features.engines import Speed
     from pipeline.features.extraction import Summary, extract
+    from pipeline.features.options import Speed
     from pipeline.features.recipe import Recipe
     from pipeline.features.store import FeatureStore, verify
     from pipeline.features.transformer import BottleneckFeatures

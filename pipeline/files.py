@@ -10,10 +10,11 @@ from typing import BinaryIO
 import platformdirs
 from filelock import FileLock, Timeout
 
-from pipeline.errors import LockedError, StoreError
+from pipeline.errors import LockedError, PipelineError, StoreError
 
 CACHE_VARIABLE = "TWOSTAGE_CACHE"
 
+KEPT = "make space and run the command again, what was done is kept"  # advice to `writing`
 _ATTEMPTS = 5  # to lock a file whose lock was there, and gone with its holder a moment later
 
 
@@ -26,6 +27,30 @@ def publish(temporary: Path, path: Path) -> None:
         finally:
             os.close(descriptor)
         then()
+
+
+@contextlib.contextmanager
+def writing(
+    what: str | os.PathLike[str],
+    error_class: type[PipelineError] = PipelineError,
+    advice: str = "make space or choose another --out",
+) -> Iterator[None]:
+    """Turn an OSError of the enclosed code into ``cannot write WHAT: reason; ADVICE``.
+
+    A broken pipe is left alone: the reader of standard output has left, which is no fault.
+
+    >>> with writing("photos.csv", advice="make space"):
+    ...     raise OSError(28, "No space left on device")
+    Traceback (most recent call last):
+        ...
+    pipeline.errors.PipelineError: cannot write photos.csv: No space left on device; make space
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise error_class(f"cannot write {os.fspath(what)}: {error.strerror or error}; {advice}") from error
 
 
 @contextlib.contextmanager

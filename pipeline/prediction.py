@@ -1,4 +1,4 @@
-"""Batch prediction: images or cached vectors in, one row per image out, in input order."""
+"""Batch prediction: one row per image, in input order, from images or cached vectors."""
 
 import contextlib
 import csv
@@ -9,7 +9,6 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
@@ -17,41 +16,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.bundles.bundle import Bundle
-from pipeline.errors import ImageError, PipelineError, UsageError
-from pipeline.features.engines import Speed
-from pipeline.features.extraction import decode_window
+from pipeline.errors import ImageError, UsageError
+from pipeline.features.options import Speed
 from pipeline.features.recipe import Recipe
 from pipeline.features.store import FeatureStore
-from pipeline.files import replacing
-from pipeline.images.decode import read_bytes
-from pipeline.images.isolation import Decoders
+from pipeline.files import replacing, writing
 from pipeline.images.manifest import Manifest
 from pipeline.images.texts import Texts
-from pipeline.images.views import load_kinds, parse_views, split_kinds
-from pipeline.parallel import Progress, ahead
+from pipeline.options import accepts_fields
+from pipeline.parallel import Progress
 from pipeline.trust.safeguards import ABSTAIN, NOVEL, OK
 
 STDOUT = "-"
 _NUMBERS = ("probability", "novelty")  # columns
-ANSWERED = (OK, ABSTAIN, NOVEL)  # the rest of the statuses are reasons why an image could not be read
+ANSWERED = (OK, ABSTAIN, NOVEL)  # any other status is the reason why an image could not be read
 
 
 class Prediction(NamedTuple):
-    """What was found for one image.
+    """The prediction for one image.
 
     Parameters
     ----------
     path : str
-        As it was given.
+        As given.
     status : str
-        ``"ok"``; ``"abstain"`` or ``"novel"`` where the answer should not be trusted; or the reason why there
-        is none.
+        ``"ok"``; ``"abstain"`` or ``"novel"`` if the answer should not be trusted; or the reason why there is
+        no answer.
     labels : tuple of str
-        The most probable classes, best first; empty where the image could not be read.
+        The most probable classes, best first; empty if the image could not be read.
     probabilities : tuple of float
-        Theirs, from 0 to 1.
+        Of `labels`, from 0 to 1.
     novelty : float or None
-        Above 1 the image is unlike anything in training; None where the bundle has no such score.
+        Above 1 if the image is unlike anything in training; None if the bundle has no novelty score.
     """
 
     path: str
@@ -61,6 +57,7 @@ class Prediction(NamedTuple):
     novelty: float | None = None
 
 
+@accepts_fields
 def predict(
     bundle: Bundle,
     images: Iterable[str | os.PathLike[str]] | FeatureStore | Sequence[FeatureStore],
@@ -69,32 +66,32 @@ def predict(
     speed: Speed = Speed(),
     progress: Progress | None = None,
 ) -> Iterator[Prediction]:
-    """Predict the class of each image, in order; memory does not grow with their number.
+    """Predict the class of each image, in order; memory does not grow with the number of images.
 
     Parameters
     ----------
     bundle : Bundle
     images : iterable of paths, or FeatureStore, or a sequence of them
-        Files are decoded and encoded as in the extraction; feature files of the bundle's recipes, one each, need
-        neither, and are joined by image.
+        Images are decoded and encoded as in an extraction. Feature files, one for each of the bundle's recipes, are
+        joined by image.
     top_k : int
-        How many classes to name for each image, at most the number of classes.
+        Number of classes to return for each image.
     speed : Speed
-        Engine, batch size, workers.
+        engine, batch_size, workers; may be given as keywords.
     progress : callable (done, total) or None
-        Called after each batch; `total` is 0 where it is not known.
+        Called after each batch; `total` is 0 if unknown.
 
     Yields
     ------
     Prediction
-        One for each image; one that cannot be read has its reason as `status`.
+        One for each image; if it cannot be read, `status` is the reason.
 
     Raises
     ------
     UsageError
-        If `top_k` is out of range, or the feature files are not those of the bundle's recipes.
+        If `top_k` is out of range, or the feature files do not match the bundle's recipes.
     WeightsError
-        If the weights are absent or have changed since the training.
+        If the weights are missing or have changed since the training.
 
     Examples
     --------
@@ -105,7 +102,7 @@ def predict(
     if not 1 <= top_k <= len(bundle.classes):
         raise UsageError(f"top-k {top_k} is out of range; the bundle has {len(bundle.classes)} classes")
     if bundle.multi_label and top_k > 1:
-        raise UsageError(f"top-k {top_k} has no meaning where all labels over a threshold are named; leave it out")
+        raise UsageError(f"top-k {top_k} does not apply where all labels above a threshold are named; leave it out")
     given: Any = [images] if isinstance(images, FeatureStore) else images
     if isinstance(given, (list, tuple)) and given and all(isinstance(each, FeatureStore) for each in given):
         return _from_stores(bundle, _one_for_each_recipe(bundle, given), top_k, progress)
@@ -113,15 +110,15 @@ def predict(
 
 
 def list_images(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
-    """Yield the path of each image that files, folders, manifests and ``-`` (standard input) name.
+    """Yield the path of each image in files, folders, manifests and ``-`` (standard input).
 
-    A folder stands for all images in it at any depth; a ``.csv`` or ``.parquet`` file for its rows;
-    standard input for one path a line.
+    A folder means all images in it at any depth; a ``.csv`` or ``.parquet`` file its rows; standard input one path
+    per line.
 
     Raises
     ------
     ManifestError
-        If a folder holds no image or a manifest cannot be read.
+        If a folder has no images or a manifest cannot be read.
     UsageError
         If a path is empty.
     """
@@ -144,7 +141,7 @@ def _joined(folder: str, manifest: Manifest) -> Iterator[str]:
 
 
 def _one_for_each_recipe(bundle: Bundle, stores: Sequence[FeatureStore]) -> list[FeatureStore]:
-    """Return the stores in the order of the bundle's recipes, or raise UsageError."""
+    """Return the stores in the order of the bundle's recipes; raise UsageError if they do not match."""
     if len({os.path.realpath(store.path) for store in stores}) < len(stores):
         raise UsageError("a feature file was given twice; give it once")
     left, ordered = list(stores), []
@@ -186,7 +183,7 @@ def _from_stores(
                     reasons[number] = f"changed: other content in {store.path}"
             blocks.append(store.take(np.maximum(matches, 0)))
         views = slice(None) if bundle.average_views else slice(1)
-        vectors = np.concatenate([each.reshape(len(block), -1, each.shape[-1])[:, views] for each in blocks], axis=2)
+        vectors = np.concatenate([each[:, views] for each in blocks], axis=2)
         for reason, row in zip(reasons, _ranked(bundle, paths, vectors, top_k), strict=True):
             yield Prediction(row.path, reason) if reason else row
         if progress:
@@ -200,49 +197,35 @@ def _from_files(
     speed: Speed,
     progress: Progress | None,
 ) -> Iterator[Prediction]:
-    pixels_of = Decoders(load_kinds)
-    pixels_of.start()  # while the network is loaded
-    try:
-        encoders = bundle.encoders(speed)
-    except BaseException:
-        pixels_of.close()
-        raise
-    # Backbones that want the same pixels share them.
-    wanted = [(recipe.size, recipe.resize, recipe.views) for recipe in bundle.inputs]
-    kinds = sorted(set(wanted))
-    views = max(parse_views(kind[2]).count for kind in kinds)
-    step = max(1, max(encoder.batch_size for encoder in encoders) // views)
     total = len(images) if isinstance(images, Sequence) else 0
-    threads = speed.threads()
-
-    def decode(path: str) -> list[NDArray[np.uint8]] | str:
-        try:
-            content = read_bytes(path)
-            return split_kinds(pixels_of(content, kinds), kinds)
-        except ImageError as error:
-            return str(error)
-
-    def encode(batch: list[tuple[str, list[NDArray[np.uint8]] | str]]) -> Iterator[Prediction]:
-        good = [(path, pixels) for path, pixels in batch if not isinstance(pixels, str)]
-        if not good:
-            return iter(())
-        stacks = dict(zip(kinds, map(np.concatenate, zip(*(pixels for _, pixels in good), strict=True)), strict=True))
-        vectors = [
-            encoder.encode(stacks[kind]).reshape(len(good), -1, encoder.dim)
-            for kind, encoder in zip(wanted, encoders, strict=True)
-        ]
-        return _ranked(bundle, [path for path, _ in good], np.concatenate(vectors, axis=2), top_k)
-
     done = 0
-    with ThreadPoolExecutor(threads) as decoders, ThreadPoolExecutor(1) as network, pixels_of:
-        paths = (os.fspath(image) for image in images)
-        decoded = ahead(decoders, paths, decode, decode_window(max(kinds)[0], threads, views))
-        for batch, rows in ahead(network, iter(lambda: list(itertools.islice(decoded, step)), []), encode, 2):
-            for path, pixels in batch:
-                yield Prediction(path, pixels) if isinstance(pixels, str) else next(rows)
+    with bundle.image_encoder(speed) as encoder:
+        encoder.load()
+        for batch in encoder.batches(os.fspath(image) for image in images):
+            yield from answers(bundle, batch, top_k)
             done += len(batch)
             if progress:
                 progress(done, total)
+
+
+def answers(
+    bundle: Bundle, batch: Iterable[tuple[str, NDArray[np.float32] | ImageError]], top_k: int = 1
+) -> Iterator[Prediction]:
+    """Yield the prediction for each image of a batch of `pipeline.features.image_encoder.ImageEncoder`.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    batch : iterable of (path, ndarray of float32 of shape (views, dim) or ImageError)
+    top_k : int
+    """
+    batch = list(batch)
+    good = [(path, result) for path, result in batch if not isinstance(result, ImageError)]
+    rows = (
+        _ranked(bundle, [path for path, _ in good], np.stack([each for _, each in good]), top_k) if good else iter(())
+    )
+    for path, result in batch:
+        yield Prediction(path, str(result)) if isinstance(result, ImageError) else next(rows)
 
 
 def _ranked(bundle: Bundle, paths: Sequence[str], vectors: NDArray[np.float32], top_k: int) -> Iterator[Prediction]:
@@ -265,7 +248,7 @@ class _Writer(Protocol):
 
 
 def columns(top_k: int, novelty: bool = False) -> list[str]:
-    """Return the names of the columns of a table of predictions.
+    """Return the column names of a table of predictions.
 
     >>> columns(2, novelty=True)
     ['path', 'status', 'label', 'probability', 'label_2', 'probability_2', 'novelty']
@@ -281,7 +264,7 @@ def _cells(row: Prediction, names: Sequence[str]) -> list[Any]:
 
 
 def _printable(text: Any) -> Any:
-    # A name that is not UTF-8 would make the whole table unreadable; its odd bytes become \udc80 and so on.
+    # A name that is not UTF-8 would make the whole table unreadable; its invalid bytes become \udc80 and so on.
     return text.encode("utf-8", "backslashreplace").decode() if isinstance(text, str) else text
 
 
@@ -351,7 +334,7 @@ WRITERS: dict[str, Callable[[BinaryIO, Sequence[str]], _Writer]] = {
 def write_predictions(
     rows: Iterable[Prediction], out: str | os.PathLike[str], top_k: int = 1, *, novelty: bool = False
 ) -> Counter[str]:
-    """Write predictions as CSV, JSON lines or Parquet, whichever `out` ends in; whole or not at all.
+    """Write predictions as CSV, JSON lines or Parquet, by the ending of `out`; completely or not at all.
 
     Parameters
     ----------
@@ -359,14 +342,14 @@ def write_predictions(
     out : path
         ``.csv``, ``.jsonl`` or ``.parquet``; ``-`` for CSV on standard output.
     top_k : int
-        As given to `predict`.
+        As for `predict`.
     novelty : bool
-        Whether there is a last column with the novelty score.
+        Whether to add a column with the novelty score.
 
     Returns
     -------
     Counter of str
-        Rows by status: ``"ok"``, or the first word of the reason.
+        Number of rows by status: ``"ok"``, or the first word of the reason.
 
     Raises
     ------
@@ -382,18 +365,11 @@ def write_predictions(
     if suffix not in WRITERS:
         raise UsageError(f"cannot tell the format of {str(out)!r}; end it in {', '.join(WRITERS)}, or give - for CSV")
     rows = iter(rows)
-    first = list(itertools.islice(rows, 1))  # what fails at once must not look like an empty table
-    try:
-        with contextlib.nullcontext(sys.stdout.buffer) if to_stdout else replacing(target) as file:
-            writer = WRITERS[suffix](file, columns(top_k, novelty))
-            for row in itertools.chain(first, rows):
-                writer.write(row)
-                counts[row.status.split(":")[0]] += 1
-            writer.close()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise PipelineError(
-            f"cannot write {out}: {error.strerror or error}; make space or choose another --out"
-        ) from error
+    first = list(itertools.islice(rows, 1))  # an error in the first row must not leave an empty table
+    with writing(out), contextlib.nullcontext(sys.stdout.buffer) if to_stdout else replacing(target) as file:
+        writer = WRITERS[suffix](file, columns(top_k, novelty))
+        for row in itertools.chain(first, rows):
+            writer.write(row)
+            counts[row.status.split(":")[0]] += 1
+        writer.close()
     return counts

@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 import pipeline.features.extraction as extraction
 from pipeline import files
 from pipeline.errors import IntegrityError, LockedError, ManifestError, RecipeMismatchError, StoreError, UsageError
-from pipeline.features.engines import Speed
+from pipeline.features import image_encoder
 from pipeline.features.extraction import extract, fill_store
+from pipeline.features.options import Speed
 from pipeline.features.plan import Digests
 from pipeline.files import locked
 from pipeline.images.manifest import Manifest
@@ -181,7 +182,7 @@ def test_another_recipe_is_refused(photos, tmp_path):
     assert "at 9 px" in str(error.value)
     assert "size 9 instead of 8" in str(error.value)
     assert "--overwrite" in str(error.value)
-    with pytest.raises(RecipeMismatchError, match=r"holds float32, asked for is float16; .*--overwrite"):
+    with pytest.raises(RecipeMismatchError, match=r"holds float32, this run needs float16; .*--overwrite"):
         fill(photos, tmp_path / "f.h5", dtype="float16")
     with fill(photos, tmp_path / "f.h5", Factory(size=9), overwrite=True) as store:
         assert store.recipe.size == 9
@@ -284,7 +285,7 @@ def test_more_parts_than_a_process_may_have_open_files(photos, tmp_path, monkeyp
 def test_an_image_costs_few_bytes_of_memory(tmp_path, monkeypatch):
     """First, again, and with some new: what grows with the number of images, decoding and the network aside."""
     pixels = np.zeros((1, 8, 8, 3), np.uint8)
-    monkeypatch.setattr(extraction, "Decoders", lambda _: contextlib.nullcontext(lambda *_: pixels))
+    monkeypatch.setattr(image_encoder, "Decoders", lambda _: contextlib.nullcontext(lambda *_: pixels))
     monkeypatch.setattr(extraction, "block_rows", lambda dim: 200)
 
     def peaks(images):
@@ -338,7 +339,7 @@ def test_a_damaged_part_is_named(photos, tmp_path):
         fill(photos, tmp_path / "f.h5", progress=stopping_after(10))
     part = tmp_path / "f.h5.parts" / "part-000000.h5"
     part.write_bytes(part.read_bytes()[:-100])
-    with pytest.raises(IntegrityError, match=r"part-000000\.h5 .* extract anew with --overwrite"):
+    with pytest.raises(IntegrityError, match=r"part-000000\.h5 .* extract again with --overwrite"):
         fill(photos, tmp_path / "f.h5")
     with fill(photos, tmp_path / "f.h5", overwrite=True) as store:
         np.testing.assert_array_equal(store.features, colours(photos, store))

@@ -15,9 +15,9 @@ from PIL import Image
 from pipeline import Bundle, FeatureStore, Recipe, Trust, extract, train_head
 from pipeline.cli import main
 from pipeline.errors import StoreError, TrainingError, UsageError
-from pipeline.features.engines import Speed
 from pipeline.features.keras_engine import load_backbone
 from pipeline.features.keras_runtime import load_keras
+from pipeline.features.options import Speed
 from pipeline.features.store import write_store
 from pipeline.features.weights import TUNED
 from pipeline.finetuning import tuning as finetuning

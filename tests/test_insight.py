@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline.bundles.bundle import Bundle
 from pipeline.errors import PipelineError, UsageError
-from pipeline.features.engines import Speed
+from pipeline.features.options import Speed
 from pipeline.features.recipe import Recipe
 from pipeline.features.store import FeatureStore
 from pipeline.heads.affine import AffineHead

@@ -98,7 +98,7 @@ def test_end_to_end(tmp_path):
             min(probabilities[probabilities >= 0.5], default=1 - max(probabilities))
         )
         assert row.novelty is not None
-    with pytest.raises(UsageError, match="top-k 2 has no meaning where all labels over a threshold are named"):
+    with pytest.raises(UsageError, match="top-k 2 does not apply where all labels above a threshold are named"):
         predict(again, store, top_k=2)
     assert "mean average precision" in model_card(again.description(), again.report)
     assert report.table() == format_labels(report.metrics["test"])
@@ -118,7 +118,7 @@ def test_a_forest_of_a_label_that_points_outside_is_refused(tmp_path):
     store, _ = tagged_store(tmp_path / "f.h5")
     bundle, _ = train_multi_label(store, head="random-forest", params=QUICK["random-forest"])
     bundle.head[-1].estimators_[1].estimators_[0].tree_.children_left[0] = 10**6
-    with pytest.raises(IntegrityError, match="points outside of itself"):
+    with pytest.raises(IntegrityError, match="has invalid nodes"):
         Bundle.load(bundle.save(tmp_path / "b"))
 
 

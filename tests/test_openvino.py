@@ -119,8 +119,8 @@ def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, network, monkeypat
 
 def test_two_processes_may_fill_the_cache_at_once(cache, network):
     folder = cache / "one"
-    openvino_engine._keep(network, folder)
-    openvino_engine._keep(network, folder)
+    openvino_engine._write(network, folder)
+    openvino_engine._write(network, folder)
     assert openvino_engine._read(folder) == network
     shutil.rmtree(folder)
     assert openvino_engine._read(folder) is None
@@ -145,7 +145,7 @@ def test_bfloat16_is_refused_where_the_processor_lacks_it(monkeypatch):
             return ["FP32", "INT8"]
 
     monkeypatch.setattr("openvino.Core", Core)
-    with pytest.raises(EngineError, match=r"this processor computes FP32, INT8, not BF16; use --precision float32"):
+    with pytest.raises(EngineError, match=r"this CPU supports FP32, INT8, not BF16; use --precision float32"):
         OpenVinoEncoder(dataclasses.replace(SMALL, precision="bfloat16"), 4)
 
 
@@ -174,7 +174,7 @@ def test_float16_needs_a_gpu():
         OpenVinoEncoder(half, 4)
     if not has_gpu():
         with pytest.raises(
-            EngineError, match=r"computes float16 on a GPU only, and TensorFlow sees none; use --engine"
+            EngineError, match=r"computes float16 on a GPU only, and TensorFlow finds none; use --engine"
         ):
             KerasEncoder(half, 4)
 

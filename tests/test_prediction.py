@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import pipeline
 from pipeline.errors import PipelineError, UsageError
-from pipeline.features.engines import Speed
+from pipeline.features.options import Speed
 from pipeline.features.store import FeatureStore, write_store
 from pipeline.prediction import Prediction, columns, list_images, predict, write_predictions
 from pipeline.training.single_label import train_head

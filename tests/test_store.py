@@ -58,7 +58,7 @@ def test_what_is_written_is_read(tmp_path, paths, dim, text, data):
         assert store.index.created_with == index.created_with
         np.testing.assert_array_equal(store.features, vectors)
         order = np.array(data.draw(st.lists(st.integers(0, len(paths) - 1), max_size=9)) if paths else [], np.int64)
-        np.testing.assert_array_equal(store.take(order), vectors[order])
+        np.testing.assert_array_equal(store.take(order), vectors[order, None])
     assert verify(target) == []
     assert [each.name for each in tmp_path.iterdir()] == ["s.h5"], "a temporary file was left"
 
@@ -170,7 +170,7 @@ def test_missing_and_unreadable(tmp_path):
         FeatureStore(tmp_path)
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = [1]
-    with pytest.raises(IntegrityError, match="no feature file"):
+    with pytest.raises(IntegrityError, match="not a feature file"):
         FeatureStore(tmp_path / "other.h5")
 
 
@@ -183,10 +183,10 @@ def _replace(file, name, **how):
 
 
 HOSTILE = {
-    "a soft link": (lambda f: _replace(f, "features", link=h5py.SoftLink("/labels")), "a link out of the file"),
+    "a soft link": (lambda f: _replace(f, "features", link=h5py.SoftLink("/labels")), "a link to another place"),
     "an external link": (
         lambda f: _replace(f, "paths", link=h5py.ExternalLink("x.h5", "/y")),
-        "a link out of the file",
+        "a link to another place",
     ),
     "external storage": (
         lambda f: _replace(f, "features", shape=(40, 5), dtype="f4", external=[("/etc/hostname", 0, 800)]),
@@ -195,7 +195,7 @@ HOSTILE = {
     "no checksums": (lambda f: _replace(f, "labels", data=np.zeros(40, np.int32), chunks=(40,)), "has no checksums"),
     "an absurd shape": (
         lambda f: _replace(f, "features", shape=(2**40, 5), dtype="f4", chunks=(1, 5), fletcher32=True),
-        "claims 21990232555520 bytes and holds 0",
+        "claims 21990232555520 bytes but stores 0",
     ),
     "fewer labels": (
         lambda f: _replace(f, "labels", data=np.zeros(39, np.int32), chunks=(39,), fletcher32=True),
@@ -203,12 +203,12 @@ HOSTILE = {
     ),
     "labels without class": (
         lambda f: _replace(f, "labels", data=np.full(40, 2, np.int32), chunks=(40,), fletcher32=True),
-        "labels reach from 2 to 2 with 2 classes",
+        "labels range from 2 to 2, with 2 classes",
     ),
-    "another recipe": (lambda f: f.attrs.modify("fingerprint", np.bytes_("0" * 64)), "fingerprint does not belong"),
+    "another recipe": (lambda f: f.attrs.modify("fingerprint", np.bytes_("0" * 64)), "fingerprint does not match"),
     "a newer format": (lambda f: f.attrs.modify("format_version", 2), "newer than 1; upgrade"),
-    "another format": (lambda f: f.attrs.modify("format", np.bytes_("csv")), "is no feature file"),
-    "wrong segments": (lambda f: f.attrs.modify("segments", np.bytes_('{"last":[0,4]}')), "segments .* expect"),
+    "another format": (lambda f: f.attrs.modify("format", np.bytes_("csv")), "is not a feature file"),
+    "wrong segments": (lambda f: f.attrs.modify("segments", np.bytes_('{"last":[0,4]}')), "expected .* for segments"),
 }
 
 

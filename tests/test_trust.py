@@ -146,11 +146,15 @@ def test_a_threshold_keeps_its_promise():
 def test_thresholds_at_the_ends():
     sure = np.linspace(0.5, 1.0, 400)
     assert learn_threshold(np.ones(400, bool), sure, 0.95) == 0.0
-    with pytest.raises(TrainingError, match=r"no threshold gives an accuracy of 0\.95 with 90% confidence: of the 90"):
+    with pytest.raises(
+        TrainingError, match=r"no threshold gives an accuracy of 0\.95 with 90% confidence: of the 90 most confident"
+    ):
         learn_threshold(np.arange(400) % 2 == 0, sure, 0.95)
-    with pytest.raises(TrainingError, match=r"takes 90 held-out images, and there are 80; ask for less, add images"):
+    with pytest.raises(
+        TrainingError, match=r"takes at least 90 held-out images, and there are 80; ask for a lower accuracy, add"
+    ):
         learn_threshold(np.ones(80, bool), sure[:80], 0.95)
-    with pytest.raises(UsageError, match=r"abstain 1\.0 is no accuracy"):
+    with pytest.raises(UsageError, match=r"abstain 1\.0 is not an accuracy"):
         learn_threshold(np.ones(400, bool), sure, 1.0)
     nobody = accepted(np.ones(3, bool), np.full(3, 0.5), 0.9)
     assert (nobody["accuracy"], nobody["coverage"]) == (None, 0.0)
@@ -174,7 +178,7 @@ def test_novelty_tells_strangers_and_raises_few_false_alarms():
     assert (novelty.score(strange) > 1).all()
     again = Novelty.from_bytes(novelty.to_bytes(), 30)
     np.testing.assert_array_equal(again.score(strange), novelty.score(strange))
-    with pytest.raises(IntegrityError, match=r"holds vectors of shape \(1000, 30\); train the bundle anew"):
+    with pytest.raises(IntegrityError, match=r"holds vectors of shape \(1000, 30\); train the bundle again"):
         Novelty.from_bytes(novelty.to_bytes(), 31)
 
 
@@ -297,7 +301,7 @@ def test_abstaining_without_folds_is_an_error(tmp_path):
     bundle, report = train_head(store)
     assert any("too few images of each class to make folds" in note for note in report.notes)
     assert bundle.safeguards.calibration is None
-    with pytest.raises(TrainingError, match=r"an accuracy of 0\.95 takes 90 held-out images, and there are 0"):
+    with pytest.raises(TrainingError, match=r"an accuracy of 0\.95 takes at least 90 held-out images, and there are 0"):
         train_head(store, trust=Trust(abstain=0.95))
 
 

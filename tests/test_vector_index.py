@@ -61,7 +61,7 @@ def test_small_files(tmp_path):
         assert sorted(rows.tolist()) == list(range(n))
         assert rows[0] == 0
         assert cosines[0] == pytest.approx(1)
-    with pytest.raises(UsageError, match=r"0\.h5 holds no image; extract some first"):
+    with pytest.raises(UsageError, match=r"0\.h5 has no images; extract some first"):
         VectorIndex.of(store_of(tmp_path / "0.h5", np.empty((0, 9), np.float32)))
 
 

@@ -1,8 +1,8 @@
-"""`Bundle`: recipe, head, classes and provenance in one folder that predicts.
+"""`Bundle`: a trained classifier in one folder: recipe, head, classes and provenance.
 
-Loading a bundle runs nobody's code: scikit-learn heads are stored with skops and only types on a
-list are restored, Keras heads are weights whose layers are rebuilt here, and every file is checked
-against its SHA-256 before it is opened.
+Loading a bundle executes no code from it: scikit-learn heads are stored with skops, and only allowed types are
+restored; Keras heads are stored as weights, and their layers are built here; the SHA-256 of every file is verified
+before it is opened.
 """
 
 import ctypes
@@ -22,15 +22,17 @@ from numpy.typing import NDArray
 from pipeline.bundles.card import model_card
 from pipeline.bundles.head_files import SKOPS_FILE, WEIGHTS_FILE, read_head, write_head
 from pipeline.errors import BundleError, IntegrityError, UsageError, WeightsError
-from pipeline.features.engines import Encoder, Speed, make_encoder
+from pipeline.features.engines import Encoder, make_encoder
+from pipeline.features.image_encoder import ImageEncoder
+from pipeline.features.options import Speed
 from pipeline.features.recipe import Recipe
+from pipeline.features.store import with_view_axis
 from pipeline.features.weights import FILE, TUNED, check_digest
-from pipeline.files import publish
+from pipeline.files import publish, writing
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.classifiers import class_probabilities
 from pipeline.heads.multilabel import MultiLabel
 from pipeline.images.decode import Source
-from pipeline.images.views import load_kinds, split_kinds
 from pipeline.trust.safeguards import CALIBRATION_FILE, NOVELTY_FILE, Safeguards
 
 SCHEMA_VERSION = 2
@@ -42,7 +44,7 @@ CARD_FILE = "README.md"
 FILES = (SKOPS_FILE, WEIGHTS_FILE, AFFINE_FILE, REPORT_FILE, CARD_FILE, CALIBRATION_FILE, NOVELTY_FILE)
 
 
-_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # constants of Linux
 
 
 @dataclass(repr=False)
@@ -52,27 +54,27 @@ class Bundle:
     Parameters
     ----------
     recipes : tuple of Recipe
-        What makes the vectors; several when feature files were joined.
+        Of the vectors; several if feature files were joined.
     dims : tuple of int
         Length of each recipe's vector.
     classes : tuple of str
     head : fitted pipeline, or None
-        scikit-learn's contract; its ``classes_`` are indexes into `classes`. None after loading a bundle that
-        predicts without scikit-learn; `estimator` then reads it.
+        A scikit-learn estimator whose ``classes_`` are indexes into `classes`. None after loading a bundle that
+        predicts without scikit-learn; `estimator` reads it then.
     head_name : str
-        Name in the table of heads, or import path.
+        A name in `pipeline.HEADS`, or an import path.
     params : mapping of str to object
-        What was chosen for it.
+        The chosen parameters of the head.
     report : mapping
         The report of the training, as plain data.
     provenance : mapping of str to str
         Seed, versions, fingerprints.
     average_views : bool
-        Predict from the mean probability over the views of the recipes instead of the plain picture alone.
+        Predict the mean probability over the views of an image instead of that of the original.
     safeguards : Safeguards
         Calibration, threshold for abstaining, novelty score.
     multi_label : MultiLabel or None
-        Where an image can have several labels: how they are told apart and named.
+        Separator and thresholds if an image can have several labels.
 
     Examples
     --------
@@ -111,28 +113,39 @@ class Bundle:
 
     @property
     def inputs(self) -> tuple[Recipe, ...]:
-        """The recipes that prediction follows: without their augmented views unless these are averaged."""
+        """The recipes for prediction: without augmented views unless these are averaged."""
         return self.recipes if self.average_views else tuple(recipe.with_one_view() for recipe in self.recipes)
 
     def encoders(self, speed: Speed = Speed()) -> list[Encoder]:
-        """Return the recipes made runnable, one encoder each; made once.
+        """Return the networks of `inputs`; built once.
 
         Raises
         ------
         WeightsError
-            If the weights are absent or have changed since the training.
+            If the weights are missing or have changed since the training.
         """
         if speed not in self._encoders:
             self._encoders[speed] = [make_encoder(recipe, speed) for recipe in self.inputs]
         return self._encoders[speed]
 
+    def image_encoder(self, speed: Speed = Speed(), *, isolated: bool = True) -> ImageEncoder:
+        """Return what turns images into the vectors that `probabilities` expects; a context manager.
+
+        Parameters
+        ----------
+        speed : Speed
+        isolated : bool
+            Decode in child processes.
+        """
+        return ImageEncoder(self.inputs, lambda: self.encoders(speed), speed.threads(), isolated=isolated)
+
     def probabilities(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Turn vectors into probabilities.
+        """Return the probability of each class.
 
         Parameters
         ----------
         features : ndarray of float32, shape (n, sum of dims) or (n, views, sum of dims)
-            Vectors of this bundle's recipes, side by side.
+            Concatenated vectors of this bundle's recipes.
 
         Returns
         -------
@@ -149,7 +162,7 @@ class Bundle:
                 f"features have shape {features.shape}, expected (n, {sum(self.dims)}): vectors of {self.describe()}"
             )
         head = self.affine or self.estimator()
-        return class_probabilities(head, features, len(self.classes), self.safeguards.calibrate)
+        return class_probabilities(head, with_view_axis(features), len(self.classes), self.safeguards.calibrate)
 
     def predict_proba(self, images: Source | Sequence[Source], speed: Speed = Speed()) -> NDArray[np.float64]:
         """Return the probability of each class for each image, float64 (n, number of classes).
@@ -157,24 +170,18 @@ class Bundle:
         Parameters
         ----------
         images : path, bytes, PIL image or uint8 array, or a sequence of them
-            All are decoded at once; for many, use `pipeline.predict`, which streams.
+            Decoded in this process; for many or untrusted images use `pipeline.predict`.
 
         Raises
         ------
         ImageError
             If an image cannot be decoded.
         WeightsError
-            If the weights are absent or have changed.
+            If the weights are missing or have changed.
         """
         batch: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
-        kinds = [(recipe.size, recipe.resize, recipe.views) for recipe in self.inputs]
-        decoded = [split_kinds(load_kinds(image, kinds), kinds) for image in batch]
-        blocks = []
-        for number, encoder in enumerate(self.encoders(speed)):
-            none = np.empty((0, encoder.recipe.size, encoder.recipe.size, 3), np.uint8)
-            pixels = np.concatenate([none, *(parts[number] for parts in decoded)])
-            blocks.append(encoder.encode(pixels).reshape(len(batch), -1, encoder.dim))
-        return self.probabilities(np.concatenate(blocks, axis=2))
+        with self.image_encoder(speed, isolated=False) as encoder:
+            return self.probabilities(encoder.vectors(batch))
 
     def predict(self, images: Source | Sequence[Source], speed: Speed = Speed()) -> NDArray[np.str_]:
         """Return the most probable class of each image, an array of str (n,); see `predict_proba`.
@@ -187,11 +194,11 @@ class Bundle:
         return np.asarray(self.classes)[proba.argmax(axis=1)]
 
     def describe(self) -> str:
-        """Say in a line what makes the vectors."""
+        """Return one line that describes the recipes."""
         return " + ".join(str(recipe) for recipe in self.recipes)
 
     def description(self) -> dict[str, Any]:
-        """Return what ``bundle.json`` holds beside the digests of the other files, as plain data."""
+        """Return the content of ``bundle.json`` except the checksums of the other files, as plain data."""
         return {
             "format": "twostage-bundle",
             "schema_version": SCHEMA_VERSION,
@@ -206,19 +213,19 @@ class Bundle:
         }
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the bundle as a folder, whole or not at all; a bundle that is there is replaced.
+        """Write the bundle to a folder, completely or not at all; an existing bundle is replaced.
 
         Raises
         ------
         BundleError
-            If the head cannot be stored safely, or something else than a bundle is in the way.
+            If the head cannot be stored safely, or the folder exists and is not a bundle.
         """
         target = Path(path)
         if not target.name:
             raise UsageError(f"{str(path)!r} names no folder; give one such as artifacts/photos.bundle")
         if target.exists() and not (target / DESCRIPTION).is_file() and (target.is_file() or any(target.iterdir())):
-            raise BundleError(f"{target} exists and is no bundle; choose another --out")
-        try:
+            raise BundleError(f"{target} exists and is not a bundle; choose another --out")
+        with writing(target, BundleError):
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
                 fresh = Path(folder) / "new"
@@ -230,8 +237,6 @@ class Bundle:
                     _exchange(fresh, target)
                 else:
                     fresh.rename(target)
-        except OSError as error:
-            raise BundleError(f"cannot write {target}: {error.strerror}; make space or choose another --out") from error
         return target
 
     def _write(self, folder: Path) -> None:
@@ -250,14 +255,14 @@ class Bundle:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Bundle":
-        """Read a bundle; nothing in it is executed.
+        """Read a bundle; no code in it is executed.
 
         Raises
         ------
         BundleError
-            If there is no bundle, or it was made by a newer version.
+            If there is no bundle, or it was written by a newer version.
         IntegrityError
-            If a file is missing, was changed, or holds a type that is not on the list.
+            If a file is missing, has changed, or contains a type that is not allowed.
         """
         folder = Path(path)
         content = _read_description(folder)
@@ -287,14 +292,15 @@ class Bundle:
             if isinstance(error, UsageError):
                 raise
             raise IntegrityError(
-                f"{folder / DESCRIPTION} does not describe a bundle ({error}); train it anew"
+                f"{folder / DESCRIPTION} does not describe a bundle ({error}); train it again"
             ) from error
 
 
 def _exchange(fresh: Path, target: Path) -> None:
-    """Swap two folders in one step, where the kernel can; elsewhere in two, the first of which is taken back."""
+    """Swap two folders, atomically if the kernel supports it; otherwise in two steps, undone on failure."""
     swap = getattr(ctypes.CDLL(None), "renameat2", None)
-    if swap and swap(_HERE, os.fsencode(fresh.absolute()), _HERE, os.fsencode(target.absolute()), _EXCHANGE) == 0:
+    paths = os.fsencode(fresh.absolute()), os.fsencode(target.absolute())
+    if swap and swap(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) == 0:
         return
     aside = fresh.with_name("old")
     target.rename(aside)
@@ -306,12 +312,12 @@ def _exchange(fresh: Path, target: Path) -> None:
 
 
 def verify_bundle(path: str | os.PathLike[str]) -> list[str]:
-    """Read a bundle through, and the weights file that it needs, and say what is wrong; empty for a sound one.
+    """Read a whole bundle and the weights file that it needs; return what is wrong, empty if nothing is.
 
     Raises
     ------
     BundleError
-        If there is no bundle, or it was made by a newer version.
+        If there is no bundle, or it was written by a newer version.
     """
     problems = []
     try:
@@ -330,20 +336,20 @@ def _read_description(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise BundleError(f"{folder} is no bundle: it has no {DESCRIPTION}; make one with train_head.py") from error
+        raise BundleError(f"{folder} is not a bundle: it has no {DESCRIPTION}; make one with train_head.py") from error
     except OSError as error:
         raise BundleError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise IntegrityError(f"{path} is damaged ({error}); train the bundle anew") from error
+        raise IntegrityError(f"{path} is damaged ({error}); train the bundle again") from error
     if not isinstance(content, dict) or content.get("format") != "twostage-bundle":
-        raise IntegrityError(f"{path} is no description of a bundle; make one with train_head.py")
+        raise IntegrityError(f"{path} is not a description of a bundle; make one with train_head.py")
     if content.get("schema_version") not in READABLE_VERSIONS:
         raise BundleError(
             f"{path} has schema version {content.get('schema_version')}, this package reads up to {SCHEMA_VERSION};"
             " upgrade twostage-features"
         )
     if content.get("digest") != _digest(content):
-        raise IntegrityError(f"{path} was changed since it was written; restore it or train the bundle anew")
+        raise IntegrityError(f"{path} has changed since it was written; restore it or train the bundle again")
     return content
 
 
@@ -358,11 +364,11 @@ def _sha256(data: bytes) -> str:
 
 def _read_file(folder: Path, name: str, digest: str) -> bytes:
     if name not in FILES:
-        raise IntegrityError(f"{folder} lists the unknown file {name!r}; it is no bundle of this package")
+        raise IntegrityError(f"{folder} lists the unknown file {name!r}; it is not a bundle of this package")
     try:
         data = (folder / name).read_bytes()
     except OSError as error:
-        raise IntegrityError(f"{folder / name} cannot be read ({error.strerror}); train the bundle anew") from error
+        raise IntegrityError(f"{folder / name} cannot be read ({error.strerror}); train the bundle again") from error
     if _sha256(data) != digest:
-        raise IntegrityError(f"{folder / name} was changed since the training; restore it or train the bundle anew")
+        raise IntegrityError(f"{folder / name} has changed since the training; restore it or train the bundle again")
     return data

@@ -196,7 +196,7 @@ def similar(
     import csv
     import io
 
-    from pipeline.features.engines import Speed
+    from pipeline.features.options import Speed
     from pipeline.features.store import FeatureStore
     from pipeline.features.vector_index import VectorIndex
     from pipeline.insight.similar import contact_sheet, find_similar

@@ -61,8 +61,8 @@ def extract(
     folder of images, or a CSV or Parquet table with columns path[,label][,split][,group]. Run again,
     it does only what is new or changed.
     """
-    from pipeline.features.engines import Speed
     from pipeline.features.extraction import extract as run
+    from pipeline.features.options import Speed
 
     with progress_bar(" images", quiet) as progress:
         store = run(
@@ -214,7 +214,7 @@ def predict(
     input, or the feature files of the bundle's recipes. An image that cannot be read has the reason in its row.
     """
     from pipeline.bundles.bundle import Bundle
-    from pipeline.features.engines import Speed
+    from pipeline.features.options import Speed
     from pipeline.prediction import ANSWERED, list_images, write_predictions
     from pipeline.prediction import predict as run
 
@@ -303,7 +303,7 @@ def finetune(
 
     The optional last step. Writes the new bundle, and beside it the tuned weights and the feature file made with them.
     """
-    from pipeline.features.engines import Speed
+    from pipeline.features.options import Speed
     from pipeline.finetuning.tuning import Places, Tuning, fine_tune
     from pipeline.training.runs import RUNS_FILE, append_record, record_of
 

@@ -1,48 +1,44 @@
-"""Stage 1: a manifest of images to a feature store, resumed where it was killed, only what is new.
+"""Stage 1: a manifest of images to a feature store; incremental, and resumed after an interruption.
 
-Decoding runs ahead of the convnet in threads; vectors are committed in parts; the finished file
-replaces the old one in one rename. Memory holds one part and a few batches, never all vectors, and of each image
-its path and some numbers in arrays (`pipeline.images.texts`), about 200 bytes.
+Images are decoded ahead of the network; vectors are committed in parts; the finished file replaces the old one in
+one rename. Memory holds one part and a few batches, never all vectors, and about 200 bytes per image for its path
+and some numbers (`pipeline.images.texts`).
 """
 
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import StoreError, UsageError, installed_versions
-from pipeline.features.engines import Encoder, Speed, make_encoder
+from pipeline.features.engines import Encoder, make_encoder
+from pipeline.features.image_encoder import ImageEncoder, Pixels
+from pipeline.features.options import RecipeOptions, Speed, Storage
 from pipeline.features.plan import Found, Fresh, Parts, Plan, examine
-from pipeline.features.recipe import Recipe, RecipeOptions
-from pipeline.features.store import DTYPES, FeatureStore, Index, Skipped, block_rows, write_store
+from pipeline.features.recipe import Recipe
+from pipeline.features.store import FeatureStore, Index, Skipped, block_rows, write_store
 from pipeline.files import locked
-from pipeline.images.isolation import Decoders
 from pipeline.images.manifest import Manifest
 from pipeline.images.texts import Texts
-from pipeline.images.views import load_views, parse_views
-from pipeline.parallel import Progress, ahead
-from pipeline.wording import closest, count_of
+from pipeline.options import accepts_fields
+from pipeline.parallel import Progress
+from pipeline.wording import count_of
 
-PART_SECONDS = 20.0  # a killed run loses at most what came in since the last part
-_AHEAD_BYTES = 64 << 20  # decoded pixels that may wait for the network
-_NO_PIXELS = np.empty((0, 0, 0, 3), np.uint8)
-
-Batch = list[tuple[int, Fresh]]  # images by their number in the manifest
+PART_SECONDS = 20.0  # a killed run loses at most the vectors since the last part
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What one extraction did: counts of images, and seconds.
+    """Result of an extraction: counts of images, and seconds.
 
-    ``images == stored + skipped`` always; `extracted` and `reused` add up to `stored`, `dropped` were
-    in the old file and are gone from the input.
+    ``images == stored + skipped`` and ``stored == extracted + reused``; `dropped` images were in the old file and
+    are no longer in the input.
     """
 
     images: int
@@ -57,20 +53,20 @@ class Summary:
     reasons: dict[str, int] = field(default_factory=dict)
 
 
+@accepts_fields
 def extract(
     images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Manifest,
     out: str | os.PathLike[str],
     backbone: str | os.PathLike[str] = "mobilenetv2",
     *,
-    dtype: str = "float32",
-    overwrite: bool = False,
+    recipe: RecipeOptions = RecipeOptions(),
+    storage: Storage = Storage(),
     speed: Speed = Speed(),
     progress: Progress | None = None,
-    **options: Unpack[RecipeOptions],
 ) -> FeatureStore:
-    """Send every image through a truncated convnet once and cache the vectors.
+    """Send every image through a truncated network once and cache the vectors.
 
-    Run again, it does only what is new or changed, and finishes a run that was killed.
+    A second run encodes only new and changed images, and finishes a run that was interrupted.
 
     Parameters
     ----------
@@ -80,15 +76,16 @@ def extract(
     out : path
         The feature file.
     backbone : str or path
-        See `Recipe.create`, also for `options`: weights, layers, pooling, size, resize, precision, views.
-    dtype : {"float32", "float16"}
-        How vectors are stored.
-    overwrite : bool
-        Replace a file that was made with another recipe.
+        See `Recipe.create`.
+    recipe : RecipeOptions
+        weights, layers, pooling, size, resize, precision, views; these, and the fields of the next two groups,
+        may be given as keywords.
+    storage : Storage
+        dtype, overwrite.
     speed : Speed
-        Engine, batch size, workers.
+        engine, batch_size, workers.
     progress : callable (done, total) or None
-        Called now and then while images go through.
+        Called after each image.
 
     Returns
     -------
@@ -100,30 +97,30 @@ def extract(
     UsageError, ManifestError, WeightsError, EngineError
         If the options, the images or the weights cannot be used.
     RecipeMismatchError
-        If `out` was made with another recipe and `overwrite` is off.
+        If `out` was made with another recipe and `overwrite` is False.
     LockedError
         If another process is writing `out`.
     IntegrityError, StoreError
-        If `out` is damaged, or cannot be written.
+        If `out` is damaged or cannot be written.
 
     Examples
     --------
     >>> store = extract("photos/", out="artifacts/photos.h5", backbone="mobilenetv2")  # doctest: +SKIP
     """
     manifest = images if isinstance(images, Manifest) else Manifest.read(images)
-    recipe = Recipe.create(backbone, **options)
+    made = Recipe.create(backbone, recipe)
     return fill_store(
         manifest,
         out,
-        recipe,
-        make_encoder=lambda: make_encoder(recipe, speed),
+        made,
+        make_encoder=lambda: make_encoder(made, speed),
         threads=speed.threads(),
-        dtype=dtype,
-        overwrite=overwrite,
+        storage=storage,
         progress=progress,
     )
 
 
+@accepts_fields
 def fill_store(
     manifest: Manifest,
     out: str | os.PathLike[str],
@@ -131,16 +128,14 @@ def fill_store(
     *,
     make_encoder: Callable[[], Encoder],
     threads: int = 2,
-    dtype: str = "float32",
-    overwrite: bool = False,
+    storage: Storage = Storage(),
     progress: Progress | None = None,
 ) -> FeatureStore:
-    """Do what `extract` does, for a recipe and an encoder of any kind.
+    """Do what `extract` does with a given recipe and encoder.
 
-    `make_encoder` is called only when an image must go through the network.
+    `make_encoder` is called only if an image must be encoded.
     """
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype {dtype!r} is unknown; {closest(dtype, DTYPES)}")
+    storage.check()
     if not len(manifest):
         raise UsageError("the manifest has no images; give at least one")
     started = time.monotonic()
@@ -152,15 +147,15 @@ def fill_store(
     except OSError as error:
         raise StoreError(f"cannot make the folder {target.parent}: {error.strerror}; choose another --out") from error
     with locked(target):
-        parts = Parts(target, recipe, dtype, overwrite=overwrite)
+        parts = Parts(target, recipe, storage)
         try:
             plan = Plan(manifest, parts)
             _check_same_images(plan, target)
             extracted = _run(plan, parts, make_encoder, threads, progress)
-            written = _assemble(plan, parts, target, dtype)
+            written = _assemble(plan, parts, target, storage.dtype)
             store = None if written else parts.release()
             dropped = plan.dropped
-            del plan  # before the file that was written is opened
+            del plan  # frees memory before the written file is opened
         finally:
             parts.close()
         parts.remove()
@@ -192,103 +187,75 @@ def _run(
     threads: int,
     progress: Progress | None,
 ) -> int:
-    """Send what is to do through the encoder, part by part; return how many images were."""
+    """Encode the images that need it, part by part; return how many were encoded."""
     todo, manifest = plan.todo(), plan.manifest
     if not len(todo):
         return 0
     known = parts.digests()
-    done = len(manifest) - len(todo)
-    views = parse_views(parts.recipe.views).count
-    window = decode_window(parts.recipe.size, threads, views)
-    writer: PartWriter | None = None
+    writer = PartWriter(plan, parts, make_encoder)
 
-    def batches() -> Iterator[tuple[Encoder, Batch]]:
-        nonlocal writer, done
-        batch: Batch = []
-        for image, result in ahead(
-            decoders,
-            map(int, todo),
-            lambda image: examine(manifest.path_of(image), known, parts.recipe, decode),
-            window,
-        ):
+    def fresh(images: ImageEncoder) -> Iterator[tuple[tuple[int, Fresh], Pixels]]:
+        """Yield the images that must be encoded; settle the others."""
+        examined = images.decoded(map(int, todo), lambda image: examine(manifest.path_of(image), known, images.decode))
+        for done, (image, result) in enumerate(examined, start=len(manifest) - len(todo) + 1):
             if isinstance(result, Found):
                 plan.settle(image, result)
             else:
-                # Made late: files that were only touched, or cannot be read, need no network.
-                writer = writer or PartWriter(plan, parts, make_encoder())
-                batch.append((image, result))
-                if (len(batch) + 1) * views > writer.encoder.batch_size:
-                    yield writer.encoder, batch
-                    batch = []
-            done += 1
+                yield (image, result[0]), result[1]
             if progress:
                 progress(done, len(manifest))
-        if writer and batch:
-            yield writer.encoder, batch
 
-    with (
-        ThreadPoolExecutor(threads, thread_name_prefix="decode") as decoders,
-        ThreadPoolExecutor(1, thread_name_prefix="encode") as network,
-        Decoders(load_views) as decode,
-    ):
+    # Networks are made late: files that were only touched, or cannot be read, need none.
+    with ImageEncoder([parts.recipe], writer.make_encoders, threads) as images:
         try:
-            # The next batch is gathered, and the last one put away, while the network works on this one.
-            for (_, batch), vectors in ahead(network, batches(), _encode, 2):
-                if writer:
-                    writer.add(batch, vectors)
+            for batch in images.encoded(fresh(images)):
+                writer.add(batch)
         finally:
-            if writer:
-                writer.commit()  # also when interrupted: the next run goes on from here
-    return writer.extracted if writer else 0
-
-
-def _encode(work: tuple[Encoder, Batch]) -> NDArray[np.float32]:
-    encoder, batch = work
-    vectors = encoder.encode(np.concatenate([fresh.pixels for _, fresh in batch]))
-    return vectors.reshape(len(batch), -1, encoder.dim)
-
-
-def decode_window(size: int, threads: int, views: int = 1) -> int:
-    """Return how many decoded images of `views` times `size` pixels may wait for the network."""
-    return max(2 * threads, min(64, _AHEAD_BYTES // (3 * views * size**2)))
+            writer.commit()  # also when interrupted: the next run continues from here
+    return writer.extracted
 
 
 def _check_same_images(plan: Plan, target: Path) -> None:
     if plan.dropped and plan.dropped == plan.old:
         raise UsageError(
             f"none of the {count_of(plan.old, 'image')} in {target} is in {plan.manifest.root}, so all its vectors"
-            " would go; check the folder, choose another --out or give --overwrite"
+            " would be deleted; check the folder, choose another --out or give --overwrite"
         )
 
 
 class PartWriter:
-    """Gathers rows for the next part."""
+    """Collects encoded images and writes them as parts."""
 
-    def __init__(self, plan: Plan, parts: Parts, encoder: Encoder) -> None:
-        parts.settle(encoder)
+    def __init__(self, plan: Plan, parts: Parts, make_encoder: Callable[[], Encoder]) -> None:
         self.plan = plan
         self.parts = parts
-        self.encoder = encoder
         self.extracted = 0
-        self._rows: Batch = []
+        self._make_encoder = make_encoder
+        self._rows: list[tuple[int, Fresh]] = []
         self._vectors: list[NDArray[np.float32]] = []
         self._since = time.monotonic()
 
-    def add(self, batch: Batch, vectors: NDArray[np.float32]) -> None:
-        """Take the vectors (n, views, dim) of a batch; commit when a part is full or overdue."""
-        finite = np.asarray(np.isfinite(vectors).all(axis=(1, 2)))
-        for (image, fresh), vector, sound in zip(batch, vectors, finite.tolist(), strict=True):
-            if sound:
-                self._rows.append((image, fresh._replace(pixels=_NO_PIXELS)))
-                self._vectors.append(vector)
+    def make_encoders(self) -> list[Encoder]:
+        """Make the encoder and check that stored rows match it."""
+        self.encoder = self._make_encoder()
+        self.parts.use(self.encoder)
+        self._since = time.monotonic()
+        return [self.encoder]
+
+    def add(self, batch: Sequence[tuple[tuple[int, Fresh], NDArray[np.float32]]]) -> None:
+        """Take the vectors (views, dim) of some images; commit when a part is full or overdue."""
+        for (image, fresh), vectors in batch:
+            if np.isfinite(vectors).all():
+                self._rows.append((image, fresh))
+                self._vectors.append(vectors)
             else:
                 self.plan.settle(image, Found(fresh.stamp, reason="not-finite: the network gave no finite vector"))
         overdue = time.monotonic() - self._since > PART_SECONDS
-        if len(self._rows) >= block_rows(vectors[0].size) or overdue:
+        if len(self._rows) >= block_rows(batch[0][1].size) or overdue:
             self.commit()
 
     def commit(self) -> None:
-        """Write the vectors in hand as the next part."""
+        """Write the collected vectors as the next part."""
         if not self._rows:
             return
         paths = self.plan.manifest.paths
@@ -318,7 +285,7 @@ def _versions(engine: str) -> dict[str, str]:
 
 
 def _assemble(plan: Plan, parts: Parts, target: Path, dtype: str) -> bool:
-    """Write the finished file from its sources, in the manifest's order; return False if it is as it should be."""
+    """Write the finished file in the manifest's order; return False if it is already up to date."""
     manifest = plan.manifest
     if missing := len(plan.todo()):
         raise AssertionError(f"{missing} images are unaccounted for")
@@ -355,10 +322,10 @@ def _assemble(plan: Plan, parts: Parts, target: Path, dtype: str) -> bool:
 
 
 def _digests(plan: Plan, parts: Parts, images: NDArray[np.int64], step: int) -> NDArray[np.uint8]:
-    """Return the digests of the rows of some images, shape (n, 32)."""
+    """Return the digests of some images, shape (n, 32)."""
     finished = parts.finished if len(parts.sources) == 1 else None
     if finished and np.array_equal(plan.rows[images], np.arange(len(finished))):
-        return finished.index.digests  # all rows are where they were
+        return finished.index.digests  # all rows are in their old places
     digests = np.empty((len(images), 32), np.uint8)
     blocks = _gather(plan, parts, images, step, lambda store, rows: store.index.digests[rows])
     for start, block in zip(range(0, len(images), step), blocks, strict=True):
@@ -373,7 +340,7 @@ def _gather(
     step: int,
     read: Callable[[FeatureStore, NDArray[np.integer]], NDArray[Any]],
 ) -> Iterator[NDArray[Any]]:
-    """Read something of each image from where it is stored, in blocks of `step` images."""
+    """Yield what `read` returns for the stored rows of some images, in blocks of `step` images."""
     for start in range(0, len(images), step):
         block = images[start : start + step]
         sources, rows = plan.sources[block], plan.rows[block]

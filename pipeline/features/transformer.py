@@ -11,15 +11,16 @@ from sklearn.utils.validation import check_is_fitted
 
 from pipeline.errors import UsageError
 from pipeline.features.engines import Encoder, make_encoder
+from pipeline.features.image_encoder import ImageEncoder
 from pipeline.features.recipe import Recipe
-from pipeline.images.decode import load_pixels
+from pipeline.parallel import cores
 
 
 class BottleneckFeatures(TransformerMixin, BaseEstimator):
-    """From image paths or arrays to bottleneck vectors, for use in a scikit-learn ``Pipeline``.
+    """Transform image paths or arrays into bottleneck vectors, in a scikit-learn ``Pipeline``.
 
-    Nothing is learnt from the images: `fit` builds the network. For more than some hundred images
-    `pipeline.extract`, which caches, is the better choice: a grid search runs this again for each fold.
+    Nothing is learned from the images: `fit` builds the network. For more than a few hundred images use
+    `pipeline.extract`, which caches vectors: a grid search encodes all images again for each fold.
 
     Parameters
     ----------
@@ -60,7 +61,7 @@ class BottleneckFeatures(TransformerMixin, BaseEstimator):
         self.precision = precision
 
     def fit(self, X: Sequence[Any] | NDArray[Any], y: object = None) -> "BottleneckFeatures":
-        """Build the network; `X` is only checked, `y` ignored.
+        """Build the network; `X` is only checked, `y` is ignored.
 
         Raises
         ------
@@ -96,13 +97,9 @@ class BottleneckFeatures(TransformerMixin, BaseEstimator):
         images = _images(X)
         if self._encoder is None:  # after unpickling
             self._encoder = make_encoder(self.recipe_)
-        encoder, size = self._encoder, self.recipe_.size
-        vectors = np.empty((len(images), encoder.dim), np.float32)
-        for start in range(0, len(images), encoder.batch_size):
-            batch = images[start : start + encoder.batch_size]
-            pixels = np.stack([load_pixels(image, size, self.recipe_.resize) for image in batch])
-            vectors[start : start + len(batch)] = encoder.encode(pixels)
-        return vectors
+        encoder = self._encoder
+        with ImageEncoder([self.recipe_], lambda: [encoder], cores(), isolated=False) as stream:
+            return stream.vectors(images)[:, 0]
 
     def get_feature_names_out(self, input_features: object = None) -> NDArray[np.object_]:
         """Return a name for each column: ``last_0``, or the layer's name and a number."""
@@ -113,7 +110,7 @@ class BottleneckFeatures(TransformerMixin, BaseEstimator):
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = dict(super().__getstate__())
         if "_encoder" in state:
-            state["_encoder"] = None  # a network is no part of a pickle; it is built again from the recipe
+            state["_encoder"] = None  # not pickled: `transform` builds it again from the recipe
         return state
 
     def __sklearn_tags__(self) -> Any:

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from pipeline.bundles.bundle import DESCRIPTION, Bundle
 from pipeline.errors import IntegrityError, RecipeMismatchError, TrainingError, UsageError
-from pipeline.features.engines import Speed, make_encoder
+from pipeline.features.engines import make_encoder
 from pipeline.features.extraction import fill_store
+from pipeline.features.options import Speed
 from pipeline.features.recipe import LAST, Recipe
 from pipeline.features.store import FeatureStore
 from pipeline.features.weights import TUNED, file_sha256
@@ -36,7 +37,7 @@ from pipeline.training.provenance import asked_of, training_data_of
 from pipeline.training.report import Report
 from pipeline.training.single_label import train_head
 from pipeline.training.training_data import TrainingData
-from pipeline.trust.abstention import needed
+from pipeline.trust.abstention import images_needed
 from pipeline.trust.options import Trust
 from pipeline.wording import count_of
 
@@ -240,10 +241,10 @@ def _check_validation(data: TrainingData, abstain: float | None) -> None:
             "fine-tuning needs validation images to decide when to stop; train the bundle on a file with a validation"
             " split, or on one without splits, so that one is drawn"
         )
-    if abstain is not None and count < needed(abstain):
+    if abstain is not None and count < images_needed(abstain):
         raise TrainingError(
-            f"the bundle abstains, and to guarantee an accuracy of {abstain:g} after tuning takes {needed(abstain)}"
-            f" validation images, not {count}; add some, or train the bundle without --abstain"
+            f"the bundle abstains, and to guarantee an accuracy of {abstain:g} after tuning takes"
+            f" {images_needed(abstain)} validation images, not {count}; add some, or train the bundle without --abstain"
         )
 
 
@@ -333,7 +334,7 @@ def _check_start(blocks: LastBlocks, maps: FeatureStore, head: Any, data: Traini
         )
     rows = np.flatnonzero(np.array(maps.splits) == "validation")[:_CHECKED]
     vectors = data.X[Positions(Texts.of(data.paths)).find(paths.take(rows)), 0]
-    own = maps.take(rows).reshape(len(rows), maps.views, -1)[:, 0]
+    own = maps.take(rows)[:, 0]
     if (difference := np.abs(blocks.probabilities(own) - head.predict_proba(vectors)).max()) > _TOLERANCE:
         raise TrainingError(
             f"feature maps after {blocks.after} give other probabilities than the stored vectors (difference"
@@ -359,7 +360,7 @@ class _Samples:
     def read(self, samples: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the feature maps (n, d) and targets (n, k) of samples."""
         rows, view = np.divmod(samples, self._maps.views)
-        maps = self._maps.take(rows).reshape(len(rows), self._maps.views, -1)
+        maps = self._maps.take(rows)
         return maps[np.arange(len(rows)), view], self._targets[self._codes[rows]]
 
 

@@ -5,10 +5,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from pipeline.errors import UsageError
 from pipeline.features.duplicates import MIN_COLUMNS
 from pipeline.features.neighbours import standardise, unit_rows
-from pipeline.features.store import FeatureStore, first_view
+from pipeline.features.store import FeatureStore
 from pipeline.images.findings import KEEP, Finding
 from pipeline.insight.audited import AuditedImages
 from pipeline.insight.label_checks import find_label_errors, find_small_classes
@@ -116,7 +118,7 @@ def audit(
 
 
 def _run_checks(images: AuditedImages, pictures: Pictures | None, notes: list[str], seed: int) -> list[Finding]:
-    vectors = first_view(images.store.features)
+    vectors = images.store.take(np.arange(len(images.store)))[:, 0]
     if vectors.shape[1] < MIN_COLUMNS:
         notes.append(f"near duplicates were not looked for: vectors of {vectors.shape[1]} numbers are too short for it")
     duplicates = Duplicates.of(images.store, vectors)

@@ -47,7 +47,7 @@ def repeatability(work: Path, scale: float, seed: int) -> Counts:
 def cost_of_safety(work: Path, scale: float, seed: int) -> Counts:
     """Extract photographs and take the time that syncs, digests, checksums and separate decoders cost."""
     from pipeline import Speed, extract
-    from pipeline.features import extraction, plan, store
+    from pipeline.features import image_encoder, plan, store
     from pipeline.images.manifest import Manifest
 
     folder = Path(os.environ.get("TWOSTAGE_DATA", "")) / "clothing" / "train"
@@ -71,7 +71,7 @@ def cost_of_safety(work: Path, scale: float, seed: int) -> Counts:
         seconds, cpu = run("safe.h5")
     alone = []
     for number in range(3):
-        with _patched(extraction, "Decoders", contextlib.nullcontext):
+        with _patched(image_encoder, "Decoders", contextlib.nullcontext):
             alone.append(run(f"alone{number}.h5")[1])
         alone.append(-run(f"isolated{number}.h5")[1])
     isolation = -sum(alone) / 3

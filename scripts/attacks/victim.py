@@ -142,14 +142,15 @@ class _CountedFile(io.FileIO):
 
 
 class _InProcess(contextlib.nullcontext[Any]):
-    """Stands in for decoders in processes of their own, where these are not what is attacked."""
+    """Replaces the decoding processes by this process, where these are not what is attacked."""
+
+    def __enter__(self) -> Any:
+        return self
 
     def __call__(self, *words: Any) -> Any:
         return self.enter_result(*words)
 
     def start(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Victim:
@@ -216,8 +217,8 @@ def _run(words: list[str], folder: Path, log: Path, fault: Fault | None, pause: 
         os.dup2(os.open(log.with_suffix(suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     from attacks.fake import FakeEncoder
-    from pipeline import cli, prediction
-    from pipeline.features import engines, extraction
+    from pipeline import cli
+    from pipeline.features import engines, extraction, image_encoder
 
     class Slow(FakeEncoder):
         def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -227,7 +228,7 @@ def _run(words: list[str], folder: Path, log: Path, fault: Fault | None, pause: 
     engines.ENGINES.update(dict.fromkeys(engines.ENGINES, Slow))
     vars(extraction)["block_rows"] = lambda dim: PART_ROWS
     if not isolated:
-        vars(extraction)["Decoders"] = vars(prediction)["Decoders"] = _InProcess
+        vars(image_encoder)["Decoders"] = _InProcess
     steps = Steps(folder, fault)
     steps.install()
     try:
