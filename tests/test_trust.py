@@ -309,7 +309,10 @@ def test_abstaining_without_folds_is_an_error(tmp_path):
     ("trust", "words"),
     [
         (Trust("platt"), "calibration 'platt' is unknown; expected one of auto, none, temperature, isotonic"),
-        (Trust(abstain=1.2), r"abstain 1\.2 cannot be guaranteed as an accuracy; give a number above 0 and below 1"),
+        (
+            Trust(abstain=1.2),
+            r"abstain 1\.2 is not an accuracy that can be guaranteed; give a number above 0 and below 1",
+        ),
     ],
 )
 def test_wrong_requests_are_errors_before_files_are_read(trust, words):

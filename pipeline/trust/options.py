@@ -26,7 +26,7 @@ class Trust:
     >>> Trust(abstain=1.5).check()
     Traceback (most recent call last):
         ...
-    pipeline.errors.UsageError: abstain 1.5 cannot be guaranteed as an accuracy; give a number above 0 and below 1
+    pipeline.errors.UsageError: abstain 1.5 is not an accuracy that can be guaranteed; give a number above 0 and below 1
     """
 
     calibration: str = option(default="auto", help="Of the probabilities: auto, none, temperature or isotonic.")
@@ -41,5 +41,5 @@ class Trust:
             raise UsageError(f"calibration {self.calibration!r} is unknown; expected one of {', '.join(METHODS)}")
         if self.abstain is not None and not 0 < self.abstain < 1:
             raise UsageError(
-                f"abstain {self.abstain:g} cannot be guaranteed as an accuracy; give a number above 0 and below 1"
+                f"abstain {self.abstain:g} is not an accuracy that can be guaranteed; give a number above 0 and below 1"
             )
