@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, by one process at a time; the user's cache folder."""
+"""Atomic writes of files, locks between processes, and the cache folder."""
 
 import contextlib
 import os
@@ -14,25 +14,29 @@ from pipeline.errors import LockedError, StoreError
 
 CACHE_VARIABLE = "TWOSTAGE_CACHE"
 
-_ATTEMPTS = 5  # to lock a file whose lock was there, and gone with its holder a moment later
+_ATTEMPTS = 5  # the holder of a lock may release it between our attempt and our look at its file
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Make a written file durable and give it its name: fsync, rename, fsync of the folder."""
-    for target, then in ((temporary, lambda: temporary.replace(path)), (path.parent, lambda: None)):
-        descriptor = os.open(target, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        then()
+    """Rename a written file to its final name durably: fsync, rename, fsync of the folder."""
+    _fsync(temporary)
+    temporary.replace(path)
+    _fsync(path.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
 def replacing(target: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file that takes the target's name when all went well."""
+    """Open a temporary file that replaces the target if the block ends without an exception."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")  # always the same name: a killed run leaves one at most
+    temporary = target.with_name(f".{target.name}.tmp")  # a fixed name: killed runs leave one file at most
     try:
         with temporary.open("wb") as file:
             yield file
@@ -43,7 +47,7 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def locked(target: Path) -> Iterator[None]:
-    """Hold `target` against other writers, or raise LockedError naming the one that holds it."""
+    """Lock a file against other writers, or raise LockedError, which names the process that holds the lock."""
     path = target.with_name(f"{target.name}.lock")
     lock = FileLock(path, timeout=0)
     for attempt in range(_ATTEMPTS):
@@ -60,7 +64,7 @@ def locked(target: Path) -> Iterator[None]:
         except OSError as error:
             raise StoreError(f"cannot write beside {target}: {error.strerror}; choose another --out") from error
     try:
-        with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
+        with contextlib.suppress(OSError):  # the lock works on a full disk too, only without its text
             path.write_text(f"process {os.getpid()} on {socket.gethostname()}", "utf-8")
         yield
     finally:
@@ -75,6 +79,6 @@ def _holder(path: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Return where converted networks are kept: ``$TWOSTAGE_CACHE``, or the user's own cache folder."""
+    """Return the folder of converted networks: ``$TWOSTAGE_CACHE``, or ``twostage`` in the user's cache folder."""
     named = os.environ.get(CACHE_VARIABLE)
     return Path(named) if named else platformdirs.user_cache_path("twostage")
