@@ -1,4 +1,4 @@
-"""Write docs/commands.md: the --help of every command."""
+"""Write docs/commands.md: the --help text of every command."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ For users who look up an option: the `--help` of every command, written by `pyth
 
 
 def commands_page() -> str:
-    """Return the page as Markdown, with help texts as wide as 100 columns."""
+    """Return the page as Markdown, with help texts 100 columns wide."""
     parts = [INTRO]
     for name, command in sorted(cli.main.commands.items()):
         context = command.make_context(
