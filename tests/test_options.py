@@ -23,7 +23,7 @@ class Size:
 
 
 @accepts_fields
-def run(images, *, size: Size = Size(), progress=None):
+def run(images, *, size: Size = Size(), progress=None):  # noqa: B008 - frozen
     return images, size, progress
 
 

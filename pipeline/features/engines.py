@@ -1,7 +1,6 @@
 """`Encoder`: a recipe made runnable, and the table of engines that can do it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -9,40 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import EngineError, UsageError
+from pipeline.features.options import Speed as Speed
 from pipeline.features.recipe import VERSIONS, Recipe
-from pipeline.parallel import cores
 from pipeline.wording import closest
 
 AUTO = "auto"
 # Images of 224 pixels per batch; measured with scripts/benchmark.py, more gains no speed on a processor.
 _BATCH = {"keras": 32, "openvino": 64}
 _MOST = 1024
-
-
-@dataclass(frozen=True)
-class Speed:
-    """What changes how fast vectors are made, and nothing else.
-
-    Parameters
-    ----------
-    engine : {"auto", "keras", "openvino"}
-    batch_size : int or None
-        Rows per forward pass; None for a size that suits the recipe.
-    workers : int or None
-        Threads that decode; None for one per processor core.
-    """
-
-    engine: str = "auto"
-    batch_size: int | None = None
-    workers: int | None = None
-
-    def threads(self) -> int:
-        """Return the number of decoding threads."""
-        if self.workers is None:
-            return cores()
-        if self.workers < 1:
-            raise UsageError(f"workers {self.workers} is too few; give 1 or more")
-        return self.workers
 
 
 class Encoder(Protocol):

@@ -12,23 +12,25 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import StoreError, UsageError, installed_versions
-from pipeline.features.engines import Encoder, Speed, make_encoder
+from pipeline.features.engines import Encoder, make_encoder
+from pipeline.features.options import RecipeOptions, Speed, Storage
 from pipeline.features.plan import Found, Fresh, Parts, Plan, examine
-from pipeline.features.recipe import Recipe, RecipeOptions
-from pipeline.features.store import DTYPES, FeatureStore, Index, Skipped, block_rows, write_store
+from pipeline.features.recipe import Recipe
+from pipeline.features.store import FeatureStore, Index, Skipped, block_rows, write_store
 from pipeline.files import locked
 from pipeline.images.isolation import Decoders
 from pipeline.images.manifest import Manifest
 from pipeline.images.texts import Texts
 from pipeline.images.views import load_views, parse_views
+from pipeline.options import accepts_fields
 from pipeline.parallel import Progress, ahead
-from pipeline.wording import closest, count_of
+from pipeline.wording import count_of
 
 PART_SECONDS = 20.0  # a killed run loses at most what came in since the last part
 _AHEAD_BYTES = 64 << 20  # decoded pixels that may wait for the network
@@ -57,16 +59,16 @@ class Summary:
     reasons: dict[str, int] = field(default_factory=dict)
 
 
+@accepts_fields
 def extract(
     images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Manifest,
     out: str | os.PathLike[str],
     backbone: str | os.PathLike[str] = "mobilenetv2",
     *,
-    dtype: str = "float32",
-    overwrite: bool = False,
+    recipe: RecipeOptions = RecipeOptions(),
+    storage: Storage = Storage(),
     speed: Speed = Speed(),
     progress: Progress | None = None,
-    **options: Unpack[RecipeOptions],
 ) -> FeatureStore:
     """Send every image through a truncated convnet once and cache the vectors.
 
@@ -80,13 +82,14 @@ def extract(
     out : path
         The feature file.
     backbone : str or path
-        See `Recipe.create`, also for `options`: weights, layers, pooling, size, resize, precision, views.
-    dtype : {"float32", "float16"}
-        How vectors are stored.
-    overwrite : bool
-        Replace a file that was made with another recipe.
+        See `Recipe.create`.
+    recipe : RecipeOptions
+        weights, layers, pooling, size, resize, precision, views; these, and the fields of the next two groups,
+        may be given as keywords.
+    storage : Storage
+        dtype, overwrite.
     speed : Speed
-        Engine, batch size, workers.
+        engine, batch_size, workers.
     progress : callable (done, total) or None
         Called now and then while images go through.
 
@@ -111,19 +114,19 @@ def extract(
     >>> store = extract("photos/", out="artifacts/photos.h5", backbone="mobilenetv2")  # doctest: +SKIP
     """
     manifest = images if isinstance(images, Manifest) else Manifest.read(images)
-    recipe = Recipe.create(backbone, **options)
+    made = Recipe.create(backbone, recipe)
     return fill_store(
         manifest,
         out,
-        recipe,
-        make_encoder=lambda: make_encoder(recipe, speed),
+        made,
+        make_encoder=lambda: make_encoder(made, speed),
         threads=speed.threads(),
-        dtype=dtype,
-        overwrite=overwrite,
+        storage=storage,
         progress=progress,
     )
 
 
+@accepts_fields
 def fill_store(
     manifest: Manifest,
     out: str | os.PathLike[str],
@@ -131,16 +134,14 @@ def fill_store(
     *,
     make_encoder: Callable[[], Encoder],
     threads: int = 2,
-    dtype: str = "float32",
-    overwrite: bool = False,
+    storage: Storage = Storage(),
     progress: Progress | None = None,
 ) -> FeatureStore:
     """Do what `extract` does, for a recipe and an encoder of any kind.
 
     `make_encoder` is called only when an image must go through the network.
     """
-    if dtype not in DTYPES:
-        raise UsageError(f"dtype {dtype!r} is unknown; {closest(dtype, DTYPES)}")
+    storage.check()
     if not len(manifest):
         raise UsageError("the manifest has no images; give at least one")
     started = time.monotonic()
@@ -152,12 +153,12 @@ def fill_store(
     except OSError as error:
         raise StoreError(f"cannot make the folder {target.parent}: {error.strerror}; choose another --out") from error
     with locked(target):
-        parts = Parts(target, recipe, dtype, overwrite=overwrite)
+        parts = Parts(target, recipe, storage)
         try:
             plan = Plan(manifest, parts)
             _check_same_images(plan, target)
             extracted = _run(plan, parts, make_encoder, threads, progress)
-            written = _assemble(plan, parts, target, dtype)
+            written = _assemble(plan, parts, target, storage.dtype)
             store = None if written else parts.release()
             dropped = plan.dropped
             del plan  # before the file that was written is opened

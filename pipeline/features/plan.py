@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.errors import ImageError, IntegrityError, RecipeMismatchError, StoreError, UsageError
 from pipeline.features.engines import Encoder
 from pipeline.features.hdf5 import is_replaceable
+from pipeline.features.options import Storage
 from pipeline.features.recipe import Recipe
 from pipeline.features.store import FeatureStore, Index, write_part
 from pipeline.images.decode import read_bytes
@@ -50,12 +51,11 @@ class Parts:
     target : Path
         The feature file; parts lie in the folder ``<target>.parts``.
     recipe : Recipe
-    dtype : str
-    overwrite : bool
-        Throw away what was made with another recipe instead of raising RecipeMismatchError.
+    storage : Storage
+        With `overwrite`, what was made with another recipe is deleted instead of raising RecipeMismatchError.
     """
 
-    def __init__(self, target: Path, recipe: Recipe, dtype: str, *, overwrite: bool) -> None:
+    def __init__(self, target: Path, recipe: Recipe, storage: Storage) -> None:
         self.folder = target.with_name(f"{target.name}.parts")
         self.recipe = recipe
         self.sources: list[Path] = []
@@ -64,24 +64,24 @@ class Parts:
         self._number = 0
         for path in [target, *sorted(self.folder.glob("part-*.h5"))]:
             if path.exists():
-                self._add(path, is_target=path == target, dtype=dtype, overwrite=overwrite)
+                self._add(path, storage, is_target=path == target)
 
-    def _add(self, path: Path, *, is_target: bool, dtype: str, overwrite: bool) -> None:
-        if overwrite and is_target:
+    def _add(self, path: Path, storage: Storage, *, is_target: bool) -> None:
+        if storage.overwrite and is_target:
             if not is_replaceable(path):
                 raise UsageError(f"{path} is no feature file, so it is not overwritten; choose another --out")
             return  # sound or damaged, it stays in place until the new file is complete
         try:
             store = FeatureStore(path)
         except IntegrityError:
-            if not overwrite:
+            if not storage.overwrite:
                 raise
             path.unlink()
             return
         with contextlib.ExitStack() as closing:
             closing.callback(store.close)
             if not self.recipe.same_as(store.recipe):
-                if overwrite:
+                if storage.overwrite:
                     path.unlink()
                     return
                 raise RecipeMismatchError(
@@ -89,9 +89,10 @@ class Parts:
                     f" ({self.recipe.differences(store.recipe)}); choose another --out or give --overwrite"
                 )
             if is_target:
-                if store.dtype != dtype:
+                if store.dtype != storage.dtype:
                     raise RecipeMismatchError(
-                        f"{path} holds {store.dtype}, asked for is {dtype}; choose another --out or give --overwrite"
+                        f"{path} holds {store.dtype}, asked for is {storage.dtype}; choose another --out or give"
+                        " --overwrite"
                     )
                 self.finished = store
                 closing.pop_all()  # it stays open

@@ -9,14 +9,16 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from pipeline.errors import IntegrityError, UsageError
 from pipeline.features.backbones import Backbone, find_backbone
+from pipeline.features.options import RecipeOptions as RecipeOptions
 from pipeline.features.weights import FILE, IMAGENET, TUNED, file_sha256, imagenet_file, is_published, parse_weights
 from pipeline.images.decode import PIXELS_VERSION
 from pipeline.images.resize import RESIZE_POLICIES
 from pipeline.images.views import ONE, parse_views
+from pipeline.options import accepts_fields
 from pipeline.wording import closest
 
 LAST = "last"  # the name of the last feature map, whatever the network calls it
@@ -27,18 +29,6 @@ MAX_SIZE = 4096
 
 # Raised when a change to this package moves vectors.
 VERSIONS = {"pixels": PIXELS_VERSION, "encoding": 1}
-
-
-class RecipeOptions(TypedDict, total=False):
-    """What can be chosen beside the backbone; see `Recipe.create`."""
-
-    weights: str | os.PathLike[str]
-    layers: tuple[str, ...]
-    pooling: str
-    size: int | None
-    resize: str
-    precision: str
-    views: str
 
 
 @dataclass(frozen=True)
@@ -92,40 +82,19 @@ class Recipe:
     weights_path: str = field(default="", compare=False)
 
     @classmethod
+    @accepts_fields
     def create(
-        cls,
-        backbone: str | os.PathLike[str] = "mobilenetv2",
-        *,
-        weights: str | os.PathLike[str] = IMAGENET,
-        layers: tuple[str, ...] = (),
-        pooling: str = "avg",
-        size: int | None = None,
-        resize: str = "squash",
-        precision: str = "float32",
-        views: str = ONE,
+        cls, backbone: str | os.PathLike[str] = "mobilenetv2", options: RecipeOptions = RecipeOptions()
     ) -> "Recipe":
-        """Make a recipe from a user's options; find the weights and take their digest.
+        """Make a recipe from a user's options; find the weights and compute their digest.
 
         Parameters
         ----------
         backbone : str or path
-            Name of a backbone, path of a ``.keras`` model that preprocesses its own input (it is given
-            RGB values from 0 to 255), or path of a bundle, whose network is taken.
-        weights : str or path
-            ``"imagenet"`` (downloaded by Keras when absent), ``"random"``, ``"random:SEED"`` or a local
-            ``.weights.h5`` / ``.h5`` file.
-        layers : tuple of str
-            Names of layers; none means the last feature map.
-        pooling : {"avg", "max", "flatten"}
-            How a feature map becomes a vector.
-        size : int or None
-            Pixels; None for the backbone's own size (a ``.keras`` model of open size needs one).
-        resize : {"squash", "crop", "pad"}
-            How a photograph becomes a square.
-        precision : {"float32", "bfloat16", "float16"}
-            Arithmetic of the convnet, where the machine has it: float16 needs a GPU.
-        views : str
-            Versions of each image to make vectors of, see `pipeline.images.views.parse_views`.
+            Name of a backbone, path of a ``.keras`` model that preprocesses its own input (it gets
+            RGB values from 0 to 255), or path of a bundle, whose network is used.
+        options : RecipeOptions
+            Its fields may be given as keywords.
 
         Raises
         ------
@@ -139,18 +108,17 @@ class Recipe:
         >>> Recipe.create("vgg16", weights="random", size=150).size
         150
         """
-        _check_choice("pooling", pooling, POOLINGS)
-        _check_choice("resize", resize, RESIZE_POLICIES)
-        _check_choice("precision", precision, PRECISIONS)
+        _check_choices(options)
+        weights, size = options.weights, options.size
         common: dict[str, Any] = {
-            "layers": tuple(layers) or (LAST,),
-            "pooling": pooling,
-            "resize": resize,
-            "precision": precision,
-            "views": str(parse_views(views)),
+            "layers": tuple(options.layers) or (LAST,),
+            "pooling": options.pooling,
+            "resize": options.resize,
+            "precision": options.precision,
+            "views": str(parse_views(options.views)),
         }
         if len(set(common["layers"])) < len(common["layers"]):
-            raise UsageError(f"layers {list(layers)} name one layer twice; name each once")
+            raise UsageError(f"layers {list(options.layers)} name one layer twice; name each once")
         path = Path(backbone)
         if path.suffix == ".keras":
             return cls._of_keras_file(path, weights, size, common)
@@ -272,9 +240,7 @@ class Recipe:
         for name, kind in expected.items():
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(f"{name} is {getattr(self, name)!r}, expected {kind.__name__}")
-        _check_choice("pooling", self.pooling, POOLINGS)
-        _check_choice("resize", self.resize, RESIZE_POLICIES)
-        _check_choice("precision", self.precision, PRECISIONS)
+        _check_choices(self)
         parse_views(self.views)
         if self.row is None and self.weights != FILE:
             raise ValueError(f"a .keras model has weights {self.weights!r}, expected 'file'")
@@ -327,6 +293,8 @@ def _short(value: object) -> str:
     return text[:12] + "…" if len(text) > 32 else text
 
 
-def _check_choice(option: str, value: str, known: Any) -> None:
-    if value not in known:
-        raise UsageError(f"{option} {value!r} is unknown; {closest(value, known)}")
+def _check_choices(recipe: Recipe | RecipeOptions) -> None:
+    choices = {"pooling": POOLINGS, "resize": RESIZE_POLICIES, "precision": PRECISIONS}
+    for name, known in choices.items():
+        if (value := getattr(recipe, name)) not in known:
+            raise UsageError(f"{name} {value!r} is unknown; {closest(value, known)}")

@@ -28,7 +28,6 @@ from pipeline.images.views import parse_views
 
 FORMAT = "twostage-features"
 FORMAT_VERSION = 1
-DTYPES = ("float32", "float16")
 BLOCK_BYTES = 8 << 20  # what is read, written and committed at once
 
 
