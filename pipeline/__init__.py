@@ -15,9 +15,9 @@ if TYPE_CHECKING:  # the names of `_HOMES` for type checkers, to which "as" make
     from pipeline.errors import PipelineError as PipelineError
     from pipeline.features.backbones import BACKBONES as BACKBONES
     from pipeline.features.backbones import Backbone as Backbone
-    from pipeline.features.engines import Speed as Speed
     from pipeline.features.extraction import Summary as Summary
     from pipeline.features.extraction import extract as extract
+    from pipeline.features.options import Speed as Speed
     from pipeline.features.recipe import Recipe as Recipe
     from pipeline.features.store import FeatureStore as FeatureStore
     from pipeline.features.store import verify as verify
@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # the names of `_HOMES` for type checkers, to which "as" make
     from pipeline.training.multi_label import train_multi_label as train_multi_label
     from pipeline.training.report import Report as Report
     from pipeline.training.single_label import train_head as train_head
-    from pipeline.trust.safeguards import Trust as Trust
+    from pipeline.trust.options import Trust as Trust
 
 _HOMES = {
     "BACKBONES": "features.backbones",
@@ -50,9 +50,9 @@ _HOMES = {
     "Prediction": "prediction",
     "Recipe": "features.recipe",
     "Report": "training.report",
-    "Speed": "features.engines",
+    "Speed": "features.options",
     "Summary": "features.extraction",
-    "Trust": "trust.safeguards",
+    "Trust": "trust.options",
     "Tuning": "finetuning.tuning",
     "compare": "training.comparison",
     "extract": "features.extraction",

@@ -150,7 +150,7 @@ def train_head(
     from pipeline.training.multi_label import train_multi_label
     from pipeline.training.runs import RUNS_FILE, append_record, record_of
     from pipeline.training.single_label import train_head as run
-    from pipeline.trust.safeguards import Trust
+    from pipeline.trust.options import Trust
 
     options["params"] = parse_params(params)
     if page:

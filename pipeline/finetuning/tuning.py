@@ -37,7 +37,7 @@ from pipeline.training.search import AUTO
 from pipeline.training.single_label import train_head
 from pipeline.training.training_data import TrainingData
 from pipeline.trust.abstention import needed
-from pipeline.trust.safeguards import Trust
+from pipeline.trust.options import Trust
 from pipeline.wording import count_of
 
 Progress = Callable[[int, int], None]

@@ -11,7 +11,8 @@ from pipeline.heads.classifiers import Calibrate
 from pipeline.training.fitting import Fitter
 from pipeline.training.search import Choice
 from pipeline.training.training_data import TrainingData
-from pipeline.trust.safeguards import HeldOut, Trust
+from pipeline.trust.options import Trust
+from pipeline.trust.safeguards import HeldOut
 
 TRUST_FOLDS = 3  # for calibration and abstention, where choosing made no folds
 ENOUGH = 300  # validation images from which a network learns its temperature; with 36 it was worse than by folds

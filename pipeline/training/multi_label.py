@@ -3,30 +3,34 @@
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from pipeline.bundles.bundle import Bundle
-from pipeline.errors import TrainingError
+from pipeline.errors import TrainingError, UsageError
 from pipeline.heads.classifiers import HEADS, make_head
 from pipeline.heads.multilabel import MultiLabel, choose, label_matrix, one_vs_rest
 from pipeline.heads.sklearn_errors import told
 from pipeline.metrics.label_sets import evaluate_labels
+from pipeline.options import accepts_fields
+from pipeline.training.options import Training
 from pipeline.training.provenance import provenance_of
 from pipeline.training.report import Report
 from pipeline.training.single_label import SPLITS, with_novelty
 from pipeline.training.training_data import Features, load_training_data
+from pipeline.trust.options import Trust
 from pipeline.trust.safeguards import Safeguards
 
 
+@accepts_fields
 def train_multi_label(
     features: Features | Sequence[Features],
     separator: str = ";",
     head: str = "logreg",
     *,
     params: Mapping[str, Any] | None = None,
-    seed: int = 0,
-    novelty: bool = False,
+    training: Training = Training(),
+    trust: Trust = Trust(),
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Bundle, Report]:
     """Fit one classifier a label against the rest; choose on validation, report on test.
@@ -37,10 +41,10 @@ def train_multi_label(
         Their labels are written together: ``cat;dog``.
     separator : str
         What stands between them.
-    head, params, seed, progress
-        As in `pipeline.train_head`; not ``dense``.
-    novelty : bool
-        Whether predictions get a score of how unlike anything in training an image is.
+    head, params, progress
+        As in `pipeline.train_head`; not ``auto`` or ``dense``.
+    training, trust
+        Of their fields, `seed` and `novelty` can be given.
 
     Returns
     -------
@@ -60,7 +64,9 @@ def train_multi_label(
     --------
     >>> bundle, report = train_multi_label("artifacts/photos.h5", ";")  # doctest: +SKIP
     """
-    how, params = MultiLabel(separator), dict(params or {})
+    how, params, seed = MultiLabel(separator), dict(params or {}), training.seed
+    training.check()
+    _check_unused(training, trust)
     one_vs_rest(make_head(head, params, seed))  # a wrong name or parameter is an error before files are read
     data = load_training_data(features, seed)
     started = time.monotonic()
@@ -106,7 +112,7 @@ def train_multi_label(
         for split in judged
     }
     safeguards = Safeguards()
-    if novelty:
+    if trust.novelty:
         safeguards = with_novelty(safeguards, data, seed)
     provenance = provenance_of(data, seed)
     scored_on = judged[-1]
@@ -138,6 +144,15 @@ def train_multi_label(
         multi_label=how,
     )
     return bundle, report
+
+
+def _check_unused(training: Training, trust: Trust) -> None:
+    """Raise UsageError for an option that a training with several labels per image does not have."""
+    for group, names in ((training, {"seed"}), (trust, {"novelty"})):
+        for each in fields(group):
+            if each.name not in names and getattr(group, each.name) != each.default:
+                option = each.name.replace("_", "-")
+                raise UsageError(f"--multi-label goes without --{option}; leave one of them out")
 
 
 def _absent(names: Sequence[str], Y: Any) -> list[str]:

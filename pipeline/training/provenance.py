@@ -79,7 +79,6 @@ def provenance_of(data: TrainingData, seed: int) -> dict[str, Any]:
 
 
 def _plain(asked: dict[str, Any]) -> dict[str, Any]:
-    """Return what was asked for as JSON would give it back, the options of `Trust` among the others."""
-    trust = asked.pop("trust")
-    plain: dict[str, Any] = json.loads(json.dumps({**asked, **trust}, default=str))
+    """Return what was asked for as JSON would give it back."""
+    plain: dict[str, Any] = json.loads(json.dumps(asked, default=str))
     return plain

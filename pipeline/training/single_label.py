@@ -1,11 +1,10 @@
 """Stage 2: cached vectors to a fitted head, an honest report, and a bundle."""
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, TypedDict, Unpack
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +17,12 @@ from pipeline.heads.sklearn_errors import told
 from pipeline.images.findings import read_findings
 from pipeline.metrics.binary import two_class_facts
 from pipeline.metrics.evaluation import evaluate
+from pipeline.options import accepts_fields
 from pipeline.parallel import one_blas_thread
 from pipeline.training.fitting import Fitter
 from pipeline.training.held_out import _answers, _of_folds, _of_validation, _units_of_classes, _validation_calibrates
 from pipeline.training.learning_curve import learning_curve
+from pipeline.training.options import Training
 from pipeline.training.provenance import _plain, provenance_of
 from pipeline.training.race import DEFAULT_BUDGET, race
 from pipeline.training.report import Report
@@ -29,40 +30,22 @@ from pipeline.training.search import AUTO, DEFAULT_FOLDS, Choice, choose
 from pipeline.training.training_data import Features, TrainingData, load_training_data
 from pipeline.training.tuned import _check_tuned, _trust_of_tuned, _tuned_note
 from pipeline.trust.novelty import FALSE_ALARMS, Novelty
-from pipeline.trust.safeguards import HeldOut, Safeguards, Trust, learn_safeguards, trust_facts
+from pipeline.trust.options import Trust
+from pipeline.trust.safeguards import HeldOut, Safeguards, learn_safeguards, trust_facts
 from pipeline.wording import count_of
 
 SPLITS = ("train", "validation", "test")
 
 
-class TrainingOptions(TypedDict, total=False):
-    """What can be asked of a training beside its head; see `train_head`."""
-
-    budget: float | None
-    average_views: bool
-    curve: bool
-    trust: Trust
-    exclude: str | os.PathLike[str] | None
-
-
-@dataclass(frozen=True)
-class _Options:
-    budget: float | None = None
-    average_views: bool = False
-    curve: bool = False
-    trust: Trust = Trust()
-    exclude: str | os.PathLike[str] | None = None
-
-
+@accepts_fields
 def train_head(
     features: Features | Sequence[Features],
     head: str = "logreg",
     *,
     params: Mapping[str, Any] | None = None,
-    cv: int | None = None,
-    seed: int = 0,
+    training: Training = Training(),
+    trust: Trust = Trust(),
     progress: Callable[[int, int], None] | None = None,
-    **options: Unpack[TrainingOptions],
 ) -> tuple[Bundle, Report]:
     """Fit on the training split, choose on validation, report on test.
 
@@ -80,23 +63,11 @@ def train_head(
         race, see `pipeline.training.race.race`.
     params : mapping or None
         Parameters of the classifier, by plain name.
-    cv : int or None
-        Folds for choosing and for a cross-validated score.
-    seed : int
-        Of the splits drawn, the folds, and the head.
+    training : Training
+    trust : Trust
+        The fields of both may also be given one by one, as keywords: ``train_head(store, cv=5, novelty=True)``.
     progress : callable (done, total) or None
         Called after each fit.
-    budget : float or None
-        Seconds that the race of ``"auto"`` may take; None for 60.
-    average_views : bool
-        Whether predictions are the mean over the views of an image, instead of that of its first.
-    curve : bool
-        Whether to measure how accuracy grows with the training images, see `pipeline.training.learning_curve`.
-    trust : Trust
-        Calibration of the probabilities, abstention, novelty score.
-    exclude : path or None
-        Findings of the audit: images whose action is ``exclude`` are left out, those of one group share
-        their split when splits are drawn.
 
     Returns
     -------
@@ -114,22 +85,21 @@ def train_head(
     --------
     >>> bundle, report = train_head("artifacts/photos.h5", head="logreg")  # doctest: +SKIP
     """
-    asked = _Options(**options)
-    params, given_cv = dict(params or {}), cv
-    asked.trust.check()
-    _check_options(head, params, cv, seed, asked.budget)
-    findings = read_findings(asked.exclude) if asked.exclude else []
+    params, asked_trust, cv, seed = dict(params or {}), trust, training.cv, training.seed
+    training.check()
+    trust.check()
+    _check_head(head, params, training)
+    findings = read_findings(training.exclude) if training.exclude else []
     data = load_training_data(features, seed, findings)
     tuned = any(store.recipe.weights == TUNED for store in data.stores)
-    trust = asked.trust
     if tuned:
-        _check_tuned(data, head, cv, asked.curve)
+        _check_tuned(data, head, cv, training.curve)
         trust = _trust_of_tuned(data, trust)
-    fitter = Fitter(data, seed, asked.average_views)
+    fitter = Fitter(data, seed, training.average_views)
     started = time.monotonic()
     train, validation = data.rows("train"), data.rows("validation")
     smallest = _check_trainable(data, train, cv)
-    if asked.average_views and data.X.shape[1] == 1:
+    if training.average_views and data.X.shape[1] == 1:
         raise UsageError("average_views needs several views of each image; extract with --views first")
     notes = list(data.notes)
     if cv is None and not len(validation) and not len(data.rows("test")):
@@ -141,11 +111,11 @@ def train_head(
     ]
     with told(head) as warned, one_blas_thread():
         if head == AUTO:
-            chosen = race(fitter, cv, DEFAULT_BUDGET if asked.budget is None else asked.budget, progress)
+            chosen = race(fitter, cv, DEFAULT_BUDGET if training.budget is None else training.budget, progress)
         else:
             chosen = choose(fitter, head, params, cv, progress)
         fitted = chosen.fitted or next(fitter.fit(chosen.head, [chosen.params], train, watched=validation))
-        growth = learning_curve(fitter, chosen.head, chosen.params) if asked.curve else {}
+        growth = learning_curve(fitter, chosen.head, chosen.params) if training.curve else {}
         # Calibration changes the head in place where it ends in a softmax.
         raw = _answers(fitter, fitted)
         by_validation = tuned or _validation_calibrates(data, fitted, chosen, trust)
@@ -172,7 +142,7 @@ def train_head(
     notes += sorted(warned)
     provenance = {
         **provenance_of(data, seed),
-        "asked": _plain({"head": head, "params": params, "cv": given_cv, "seed": seed, **asdict(asked)}),
+        "asked": _plain({"head": head, "params": params, **asdict(training), **asdict(asked_trust)}),
         "cv": cv,
         "findings": [each._asdict() for each in findings],
     }
@@ -200,7 +170,7 @@ def train_head(
         params=chosen.params,
         report=report.without_times(),
         provenance=provenance,
-        average_views=asked.average_views,
+        average_views=training.average_views,
         safeguards=safeguards,
     )
     return bundle, report
@@ -214,20 +184,14 @@ def with_novelty(safeguards: Safeguards, data: TrainingData, seed: int) -> Safeg
     return replace(safeguards, novelty=novelty, facts=facts)
 
 
-def _check_options(head: str, params: Mapping[str, Any], cv: int | None, seed: int, budget: float | None) -> None:
-    """Refuse what is wrong before files are read."""
+def _check_head(head: str, params: Mapping[str, Any], training: Training) -> None:
+    """Raise UsageError where head, parameters and budget do not go together, before files are read."""
     if head == AUTO and params:
         raise UsageError("head 'auto' chooses the parameters itself; name a head, or leave out the parameters")
-    if not 0 <= seed < 2**32:
-        raise UsageError(f"seed {seed} is no random_state of scikit-learn; give a whole number from 0 to {2**32 - 1}")
-    if budget is not None and head != AUTO:
+    if training.budget is not None and head != AUTO:
         raise UsageError(f"a budget is for head 'auto', not for {head!r}; leave it out")
-    if budget is not None and not 0 < budget < float("inf"):
-        raise UsageError(f"budget {budget} is no time; give seconds above 0, such as 60")
-    if cv is not None and cv < 2:
-        raise UsageError(f"cv {cv} makes no folds; give 2 or more")
     if head != AUTO:
-        make_head(head, params, seed)  # last, for it imports scikit-learn
+        make_head(head, params, training.seed)  # last, because it imports scikit-learn
 
 
 def _metrics(

@@ -6,7 +6,7 @@ from pipeline.errors import TrainingError, UsageError
 from pipeline.training.held_out import ENOUGH
 from pipeline.training.search import AUTO
 from pipeline.training.training_data import TrainingData
-from pipeline.trust.safeguards import Trust
+from pipeline.trust.options import Trust
 
 
 def _check_tuned(data: TrainingData, head: str, cv: int | None, curve: bool) -> None:

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import IntegrityError, UsageError
 from pipeline.heads.arrays import packed, softmax, unpacked
+from pipeline.trust.options import METHODS
 
-METHODS = ("auto", "none", "temperature", "isotonic")
 # Pseudo votes that are shared out among all classes before a temperature is fitted: votes of neighbours and
 # trees hold zeros, which no temperature can raise.
 _SMOOTHING = (1e-6, 1e-3, 0.01, 0.03, 0.1, 0.3)

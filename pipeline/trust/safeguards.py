@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import UsageError
 from pipeline.features.store import first_view
 from pipeline.heads.temperature import temper
 from pipeline.metrics.reliability_curve import reliability
 from pipeline.trust.abstention import CONFIDENCE, accepted, learn_threshold
-from pipeline.trust.calibration import METHODS, Calibration, across_halves, fit_calibration, temperature
+from pipeline.trust.calibration import Calibration, across_halves, fit_calibration, temperature
 from pipeline.trust.novelty import FALSE_ALARMS, Novelty
+from pipeline.trust.options import Trust
 
 OK = "ok"
 ABSTAIN = "abstain"
@@ -22,43 +22,6 @@ CALIBRATION_FILE = "calibration.npz"
 NOVELTY_FILE = "novelty.npz"
 
 HeldOut = tuple[NDArray[np.int64], NDArray[np.float64]]
-
-
-@dataclass(frozen=True)
-class Trust:
-    """What a training shall find out about the trust that its answers deserve.
-
-    Parameters
-    ----------
-    calibration : str
-        ``"temperature"``, ``"isotonic"``, ``"none"``, or ``"auto"``: a temperature, except for heads whose
-        probabilities come from one already (ridge, svm, ...). Learned from predictions out of fold; the temperature of
-        a network also from many validation images.
-    abstain : float or None
-        Accuracy that accepted answers shall have; less sure ones get the status ``abstain``.
-    novelty : bool
-        Whether predictions get a score of how unlike anything in training an image is.
-
-    Examples
-    --------
-    >>> Trust(abstain=1.5).check()
-    Traceback (most recent call last):
-        ...
-    pipeline.errors.UsageError: abstain 1.5 is no accuracy that can be promised; give one above 0 and below 1
-    """
-
-    calibration: str = "auto"
-    abstain: float | None = None
-    novelty: bool = False
-
-    def check(self) -> None:
-        """Raise UsageError if a value cannot be used."""
-        if self.calibration not in METHODS:
-            raise UsageError(f"calibration {self.calibration!r} is unknown; expected one of {', '.join(METHODS)}")
-        if self.abstain is not None and not 0 < self.abstain < 1:
-            raise UsageError(
-                f"abstain {self.abstain:g} is no accuracy that can be promised; give one above 0 and below 1"
-            )
 
 
 @dataclass(frozen=True, eq=False)

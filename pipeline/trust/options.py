@@ -1,0 +1,45 @@
+"""`Trust`: when the answers of a head are to be believed. Importing this module is light."""
+
+from pipeline.errors import UsageError
+from pipeline.options import option, options
+
+METHODS = ("auto", "none", "temperature", "isotonic")
+
+
+@options
+class Trust:
+    """What a training learns about how far its answers can be trusted.
+
+    Parameters
+    ----------
+    calibration : str
+        ``"temperature"``, ``"isotonic"``, ``"none"``, or ``"auto"``: a temperature, except for heads whose
+        probabilities come from one already (ridge, svm, ...). Learned from out-of-fold predictions; the temperature
+        of a network also from many validation images.
+    abstain : float or None
+        Accuracy that accepted answers shall have; less certain ones get the status ``abstain``.
+    novelty : bool
+        Whether predictions get a score of how unlike the training images an image is.
+
+    Examples
+    --------
+    >>> Trust(abstain=1.5).check()
+    Traceback (most recent call last):
+        ...
+    pipeline.errors.UsageError: abstain 1.5 is no accuracy that can be promised; give one above 0 and below 1
+    """
+
+    calibration: str = option(default="auto", help="Of the probabilities: auto, none, temperature or isotonic.")
+    abstain: float | None = option(
+        default=None, help="Accuracy that answers shall have; others abstain.", metavar="ACCURACY"
+    )
+    novelty: bool = option(default=False, help="Flag images unlike anything in training when predicting.")
+
+    def check(self) -> None:
+        """Raise UsageError if a value cannot be used."""
+        if self.calibration not in METHODS:
+            raise UsageError(f"calibration {self.calibration!r} is unknown; expected one of {', '.join(METHODS)}")
+        if self.abstain is not None and not 0 < self.abstain < 1:
+            raise UsageError(
+                f"abstain {self.abstain:g} is no accuracy that can be promised; give one above 0 and below 1"
+            )
