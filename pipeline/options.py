@@ -1,4 +1,4 @@
-"""Groups of options: frozen dataclasses, made once from the command line or from keywords and passed on whole.
+"""Groups of options: frozen dataclasses made from the command line or from keywords, and passed on whole.
 
 >>> @options
 ... class Speed:
@@ -37,7 +37,7 @@ _WIDER = {float: numbers.Real, int: numbers.Integral}  # NumPy's numbers are as 
 
 
 def option(*, default: Any, help: str, **click: Any) -> Any:  # noqa: A002 - click's own name for it
-    """Declare a field of a group of options, with all that its command-line option needs.
+    """Declare a field of a group of options, with everything that its command-line option needs.
 
     Parameters
     ----------
@@ -45,8 +45,9 @@ def option(*, default: Any, help: str, **click: Any) -> Any:  # noqa: A002 - cli
     help : str
         The line that ``--help`` prints.
     **click
-        What else `click.option` takes, such as ``metavar``; ``flag`` names the option where it is not called after
-        the field, and ``in_python=True`` keeps it off the command line.
+        Other arguments of `click.option`, such as ``metavar``, and ``flag``: the option's name if it is not that of
+        the field; ``min``: the least whole number; ``parse``: turns text into a value or raises UsageError;
+        ``in_python=True``: not an option of the command line.
     """
     return dataclasses.field(default=default, metadata={"help": help, **click})
 
@@ -68,7 +69,7 @@ def options(cls: type[Group]) -> type[Group]:
         names = [field.name for field in dataclasses.fields(made)]
         _check_names(cls.__name__, named, names)
         plain(self, *args, **named)
-        hints = _hints(made)
+        hints = types_of(made)
         for name in names:
             if not _fits(value := getattr(self, name), hints[name]):
                 raise UsageError(f"{name} is {value!r} ({type(value).__name__}), expected {_words(hints[name])}")
@@ -112,7 +113,8 @@ def _check_names(owner: str, given: Mapping[str, Any], known: list[str]) -> None
 
 
 @functools.cache
-def _hints(group: type) -> dict[str, Any]:
+def types_of(group: type) -> dict[str, Any]:
+    """Return the annotated types of a group's fields, by name."""
     return get_type_hints(group)
 
 

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import click
+
 from pipeline import cli
 
 PAGE = Path(__file__).parent.parent / "docs" / "commands.md"
@@ -22,5 +24,11 @@ def commands_page() -> str:
     return "\n".join(parts)
 
 
-if __name__ == "__main__":
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+def write_page() -> None:
+    """Write docs/commands.md: the --help text of every command."""
     PAGE.write_text(commands_page(), "utf-8")
+
+
+if __name__ == "__main__":
+    write_page()

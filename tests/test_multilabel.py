@@ -169,7 +169,7 @@ def test_the_command(tmp_path):
     result = invoke(*words, "--abstain", "0.9")
     assert (result.exit_code, result.stderr) == (
         2,
-        "error: --multi-label goes without --abstain; leave one of them out\n",
+        "error: --multi-label does not support --abstain; leave out one or the other\n",
     )
     assert invoke("predict", tmp_path / "b", store.path, "--out", tmp_path / "p.csv").exit_code == 0
     with (tmp_path / "p.csv").open() as file:

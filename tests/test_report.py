@@ -360,7 +360,7 @@ def test_several_labels_an_image_are_refused_with_the_reason(run, photos, tmp_pa
     train = ["train-head", features, "--out", bundle, "--multi-label", ";"]
     code, _, err = run(*train, "--report", out)
     assert (code, bundle.exists()) == (2, False)
-    assert "--multi-label goes without --report; leave one of them out" in err
+    assert "--multi-label does not support --report; leave out one or the other" in err
     code, _, err = run(*train)
     assert code == 0, err
     code, _, err = run("report", bundle, "--out", out)

@@ -1,9 +1,22 @@
 """`Training`: how a head is chosen and scored. Importing this module is light."""
 
 import os
+import re
 
 from pipeline.errors import UsageError
 from pipeline.options import option, options
+
+
+def read_seconds(text: str) -> float:
+    """Return a duration such as 90, 60s or 5m in seconds.
+
+    >>> read_seconds("5m")
+    300.0
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    if not found:
+        raise UsageError(f"{text!r} is not a duration; give seconds or minutes, such as 60s or 5m")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 @options
@@ -36,7 +49,10 @@ class Training:
 
     cv: int | None = option(default=None, help="Choose by K-fold cross-validation in the training split.", metavar="K")
     budget: float | None = option(
-        default=None, help="For --head auto: how long to race, 60s or 5m.  [default: 60s]", metavar="TIME"
+        default=None,
+        help="For --head auto: how long to race, 60s or 5m.  [default: 60s]",
+        metavar="TIME",
+        parse=read_seconds,
     )
     average_views: bool = option(default=False, help="Predict from the mean over the views of an image.")
     curve: bool = option(default=False, help="Also measure accuracy against training images, and extrapolate.")
