@@ -106,6 +106,11 @@ def accepts_fields(function: Callable[..., Result]) -> Callable[..., Result]:
     return call
 
 
+def flag_of(field: "dataclasses.Field[Any]") -> str:
+    """Return the name of a field's option on the command line."""
+    return field.metadata.get("flag") or f"--{field.name.replace('_', '-')}"
+
+
 def _check_names(owner: str, given: Mapping[str, Any], known: list[str]) -> None:
     for name in given:
         if name not in known:

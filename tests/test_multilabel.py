@@ -166,10 +166,10 @@ def test_the_command(tmp_path):
     result = invoke(*words)
     assert result.exit_code == 0, result.output
     assert "mean average precision" in result.stdout
-    result = invoke(*words, "--abstain", "0.9")
+    result = invoke(*words, "--abstain", "0.9", "--seed", "3", "--cv", "2", "--novelty", "--average-views")
     assert (result.exit_code, result.stderr) == (
         2,
-        "error: --multi-label does not support --abstain; leave out one or the other\n",
+        "error: --multi-label does not support --cv, --average-views, --abstain; leave out one or the other\n",
     )
     assert invoke("predict", tmp_path / "b", store.path, "--out", tmp_path / "p.csv").exit_code == 0
     with (tmp_path / "p.csv").open() as file:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args, get_origin
 import click
 
 from pipeline.errors import PipelineError, UsageError
-from pipeline.options import types_of
+from pipeline.options import flag_of, types_of
 from pipeline.wording import count_of
 
 Result = TypeVar("Result")
@@ -156,29 +156,25 @@ def group_options(**groups: type) -> Callable[[Callable[..., Result]], Callable[
         fields = {name: _command_line_fields(group) for name, group in groups.items()}
 
         @functools.wraps(function)
-        def run(**values: Any) -> Result:
+        def with_groups(**values: Any) -> Result:
             made = {
                 name: group(**{field.name: values.pop(field.name) for field in fields[name]})
                 for name, group in groups.items()
             }
             return function(**values, **made)
 
+        decorated: Callable[..., Result] = with_groups
         for name, group in reversed(groups.items()):
             types = types_of(group)
             for field in reversed(fields[name]):
-                run = _option_of(field, types[field.name])(run)
-        return run
+                decorated = _option_of(field, types[field.name])(decorated)
+        return decorated
 
     return decorate
 
 
 def _command_line_fields(group: Any) -> list[dataclasses.Field[Any]]:
     return [field for field in dataclasses.fields(group) if not field.metadata.get("in_python")]
-
-
-def flag_of(field: dataclasses.Field[Any]) -> str:
-    """Return the name of a field's option on the command line."""
-    return field.metadata.get("flag") or f"--{field.name.replace('_', '-')}"
 
 
 def _option_of(field: dataclasses.Field[Any], kind: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -1,6 +1,5 @@
 """The main workflow: extract, train_head, predict, and finetune."""
 
-import dataclasses
 import functools
 import time
 from collections import Counter
@@ -11,7 +10,6 @@ import click
 
 from pipeline.cli.command import (
     command,
-    flag_of,
     group_options,
     max_bad_option,
     params_text,
@@ -26,8 +24,6 @@ from pipeline.features.options import RecipeOptions, Speed, Storage
 from pipeline.training.options import Training
 from pipeline.trust.options import Trust
 from pipeline.wording import count_of
-
-_MULTI_LABEL_FIELDS = ("seed", "novelty")  # of Training and Trust; the others apply to one label per image only
 
 
 @command
@@ -125,7 +121,8 @@ def train_head(
 
     train = train_single_label
     if multi_label is not None:
-        _check_multi_label(training, trust, page)
+        if page:
+            raise UsageError("--multi-label does not support --report; leave out one or the other")
         train = functools.partial(train_multi_label, separator=multi_label)
     if page:
         from pipeline.insight.report import check_target, write_report
@@ -142,19 +139,6 @@ def train_head(
             write_report(path, page, features=features, progress=progress)
     lines = [f"{page}: open it in a browser"] if page else []
     _print_training(report, {"bundle": str(path)}, lines, as_json=as_json, quiet=quiet)
-
-
-def _check_multi_label(training: Training, trust: Trust, page: str | None) -> None:
-    """Raise UsageError, which names every option given that has no effect on several labels per image."""
-    given = [
-        flag_of(field)
-        for group in (training, trust)
-        for field in dataclasses.fields(group)
-        if field.name not in _MULTI_LABEL_FIELDS and getattr(group, field.name) != field.default
-    ]
-    given += ["--report"] if page else []
-    if given:
-        raise UsageError(f"--multi-label does not support {', '.join(given)}; leave out one or the other")
 
 
 def _add_to_runs(report: Any, bundle: Path) -> None:

@@ -12,7 +12,7 @@ from pipeline.heads.classifiers import HEADS, make_head
 from pipeline.heads.multilabel import MultiLabel, choose, label_matrix, one_vs_rest
 from pipeline.heads.sklearn_errors import told
 from pipeline.metrics.label_sets import evaluate_labels
-from pipeline.options import accepts_fields
+from pipeline.options import accepts_fields, flag_of
 from pipeline.training.options import Training
 from pipeline.training.provenance import provenance_of
 from pipeline.training.report import Report
@@ -147,12 +147,15 @@ def train_multi_label(
 
 
 def _check_unused(training: Training, trust: Trust) -> None:
-    """Raise UsageError for an option that a training with several labels per image does not have."""
-    for group, names in ((training, {"seed"}), (trust, {"novelty"})):
-        for each in fields(group):
-            if each.name not in names and getattr(group, each.name) != each.default:
-                option = each.name.replace("_", "-")
-                raise UsageError(f"--multi-label goes without --{option}; leave one of them out")
+    """Raise UsageError, which names every option given that has no effect on several labels per image."""
+    given = [
+        flag_of(each)
+        for group in (training, trust)
+        for each in fields(group)
+        if each.name not in ("seed", "novelty") and getattr(group, each.name) != each.default
+    ]
+    if given:
+        raise UsageError(f"--multi-label does not support {', '.join(given)}; leave out one or the other")
 
 
 def _absent(names: Sequence[str], Y: Any) -> list[str]:
