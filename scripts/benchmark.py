@@ -135,7 +135,7 @@ def grid_search(images: list[str], options: Result) -> Result:
     from sklearn.preprocessing import StandardScaler
 
     from pipeline.heads.classifiers import HEADS, make_head
-    from pipeline.training.race import RACE
+    from pipeline.training.race import RACERS
     from pipeline.training.search import DEFAULT_FOLDS
     from pipeline.training.training_data import load_training_data
 
@@ -143,7 +143,7 @@ def grid_search(images: list[str], options: Result) -> Result:
     train, test = data.rows("train"), data.rows("test")
     folds = StratifiedKFold(DEFAULT_FOLDS, shuffle=True, random_state=0)
     searches = []
-    for name in RACE:
+    for name in RACERS:
         last = make_head(name)[-1]
         classifier = getattr(last, "estimator", last)
         if "n_jobs" in classifier.get_params():

@@ -198,6 +198,7 @@ def test_features_stay_positive_for_a_classifier_that_needs_it():
             "unknown head 'logrge'; did you mean logreg or ridge\\? .*import path",
         ),
         ("", "unknown head ''; known are logreg, ridge"),
+        ("auto", "head 'auto' is a race of many heads and cannot be used here; name one head, such as logreg"),
         ("sklearn.ensemble.NoSuchThing", "cannot import the head 'sklearn.ensemble.NoSuchThing'"),
         ("no_such_module_here.Thing", "No module named 'no_such_module_here'"),
         ("sklearn..ensemble:Thing", "cannot import the head"),

@@ -88,14 +88,14 @@ def test_train_head_prints_the_table_and_the_baseline(run, made):
 def test_a_race_from_the_command_line(run, made, monkeypatch):
     from pipeline import Bundle
 
-    monkeypatch.setattr(racing, "RACE", {name: racing.RACE[name] for name in ("logreg", "ridge", "knn")})
+    monkeypatch.setattr(racing, "RACERS", ("logreg", "ridge", "knn"))
     features, bundle, _ = made
     code, out, err = run("train-head", features, "--out", bundle, "--head", "auto", "--budget", "1m", "--curve")
     assert code == 0, err
     assert "candidate" in out
     assert "training images  a class" in out
     assert "note: raced" in err
-    assert Bundle.load(bundle).head_name in racing.RACE
+    assert Bundle.load(bundle).head_name in racing.RACERS
     code, out, _ = run("train-head", features, "--out", bundle, "--head", "auto", "--json", "--budget", "90")
     data = json.loads(out)
     assert {"accuracy_sd", "fit_seconds", "folds"} <= set(data["candidates"][0])

@@ -83,6 +83,11 @@ def test_wrong_requests(files, tmp_path):
         compare(files, join="some")
     with pytest.raises(UsageError, match="unknown head 'nought'"):
         compare(files, head="nought")
+    result = CliRunner().invoke(cli.main, ["compare", *map(str, files), "--head", "auto"])
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "error: head 'auto' cannot compare vectors; name one head to fit on all of them, such as logreg\n",
+    )
     store = make_store(tmp_path / "t.h5", splits=["train"] * 90)
     with pytest.raises(TrainingError, match="90 training images and 0 validation images cannot be compared on"):
         compare([store])

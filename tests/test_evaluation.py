@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pipeline.errors import UsageError
 from pipeline.metrics.evaluation import evaluate
 from pipeline.metrics.intervals import bootstrap_intervals, wilson_interval
+from pipeline.metrics.losses import label_log_losses, log_losses
 from pipeline.metrics.tables import format_confusion, format_table
 from pipeline.wording import display_width, printable, shorten
 
@@ -113,6 +114,17 @@ def test_log_loss_is_clipped_where_the_truth_was_called_impossible():
     assert metrics["log_loss"] == pytest.approx(-math.log(np.finfo(float).eps))
     sure = evaluate(np.array([0]), np.array([[1.0, 0.0]]), ["a", "b"], majority=0)
     assert str(sure["log_loss"]) == "0.0"
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases())
+def test_log_losses_are_those_of_scikit_learn(case):
+    y, p, classes, _ = case
+    p[0] = np.eye(len(classes))[0]  # clipped alike
+    assert log_losses(y, p).mean() == pytest.approx(skm.log_loss(y, p, labels=range(len(classes))), rel=1e-12)
+    Y = np.eye(len(classes), dtype=int)[y]
+    each = [skm.log_loss(Y[:, i], p[:, i], labels=[0, 1]) for i in range(len(classes))]
+    assert label_log_losses(Y, p).mean(axis=0) == pytest.approx(np.array(each), rel=1e-12)
 
 
 def test_ties_go_to_the_first_class():

@@ -10,7 +10,7 @@ from sklearn.svm import SVC
 from pipeline.heads.classifiers import HEADS, make_head
 from pipeline.heads.kernel_svm import KernelSVC
 from pipeline.heads.linear_solvers import LogisticPath, Scatter
-from pipeline.heads.regularisation_path import SHARED, fit_path
+from pipeline.heads.regularisation_path import fit_path
 
 SHAPES = [(200, 20, 4), (60, 100, 3), (100, 10, 2), (40, 90, 2)]  # rows, columns, classes: also more columns than rows
 
@@ -80,7 +80,7 @@ def test_a_solved_path_is_the_scikit_learn_estimator_that_it_stands_for():
         "ridge": lambda alpha: RidgeClassifier(alpha=alpha),
         "lda": lambda shrinkage: LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage),
     }
-    assert set(peers) == set(SHARED)
+    assert set(peers) == {name for name, row in HEADS.items() if row.path}
     for name, make in peers.items():
         ((parameter, values),) = HEADS[name].search.items()
         grid = [{parameter: value} for value in values]
@@ -122,7 +122,7 @@ def test_kernel_machines_share_a_kernel(monkeypatch):
     made, real = [], KernelSVC._kernel
     monkeypatch.setattr(KernelSVC, "_kernel", lambda self, rows: made.append(len(rows)) or real(self, rows))
     grid = [{"C": C} for C in (0.3, 3.0, 30.0)]
-    heads = list(fit_path("svm", grid, X[:60], y[:60], temperature=1.0, rough=True))
+    heads = list(fit_path("svm", grid, X[:60], y[:60], temperature=1.0, preview=True))
     assert made == [60]
     for params, head in zip(grid, heads, strict=True):
         peer = make_head("svm", params).fit(X[:60], y[:60])

@@ -146,6 +146,10 @@ def test_wrong_requests(tmp_path):
     store, _ = tagged_store(tmp_path / "f.h5")
     with pytest.raises(UsageError, match="the dense head cannot learn several labels per image; choose another"):
         train_multi_label(store, head="dense")
+    for unused in ({"cv": 3}, {"average_views": True}, {"calibration": "isotonic"}, {"exclude": "findings.csv"}):
+        (name,) = unused
+        with pytest.raises(UsageError, match=f"--multi-label goes without --{name.replace('_', '-')}; leave one"):
+            train_multi_label(store, **unused)
     with pytest.raises(UsageError, match="the separator ' ' cannot tell labels apart; give one such as ;"):
         train_multi_label(store, " ")
     index = make_index(["a", "b"], 5, labels=np.array([0, 1], np.int32), classes=("x;y", "y"), splits=["train"] * 2)
@@ -170,6 +174,11 @@ def test_the_command(tmp_path):
     assert (result.exit_code, result.stderr) == (
         2,
         "error: --multi-label does not support --cv, --average-views, --abstain; leave out one or the other\n",
+    )
+    result = invoke(*words, "--head", "auto")
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "error: head 'auto' does not support several labels per image; name one head, such as logreg\n",
     )
     assert invoke("predict", tmp_path / "b", store.path, "--out", tmp_path / "p.csv").exit_code == 0
     with (tmp_path / "p.csv").open() as file:

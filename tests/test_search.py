@@ -10,16 +10,17 @@ from hypothesis import strategies as st
 from test_training import make_store
 
 from pipeline.errors import TrainingError, UsageError
+from pipeline.heads.classifiers import HEADS
 from pipeline.heads.folds import make_folds
 from pipeline.training import race as racing
 from pipeline.training import search
 from pipeline.training.fitting import Fitter
-from pipeline.training.race import RACE, race
+from pipeline.training.race import race
 from pipeline.training.search import choose, format_leaderboard
 from pipeline.training.single_label import train_head
 from pipeline.training.training_data import TrainingData
 
-QUICK = {name: RACE[name] for name in ("logreg", "ridge", "lda", "nearest-centroid", "knn", "svm")}
+QUICK = ("logreg", "ridge", "lda", "nearest-centroid", "knn", "svm")
 
 
 def make_data(n=120, views=1, dim=6, noise=1.5, seed=0, splits=None, groups=None, k=3):
@@ -40,7 +41,7 @@ def make_data(n=120, views=1, dim=6, noise=1.5, seed=0, splits=None, groups=None
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(racing, "RACE", QUICK)
+    monkeypatch.setattr(racing, "RACERS", QUICK)
 
 
 @settings(max_examples=40, deadline=None)
@@ -107,7 +108,7 @@ def test_the_race_finds_a_good_head_and_says_how(quick):
 
 @pytest.mark.parametrize("name", ["ridge", "svm"])
 def test_the_winner_keeps_the_temperature_of_the_folds(quick, monkeypatch, name):
-    monkeypatch.setattr(racing, "RACE", {name: 1.0})
+    monkeypatch.setattr(racing, "RACERS", (name,))
     data = make_data(n=300)
     found = race(Fitter(data))
     (alone,) = Fitter(data).fit(name, [found.params], np.arange(300))
@@ -148,11 +149,11 @@ def test_a_strength_that_another_of_its_head_outdoes_drops_out():
 
 
 def test_clearly_worse_candidates_drop_out(quick, monkeypatch):
-    monkeypatch.setattr(racing, "RACE", {**QUICK, "dummy": 1.0})
+    monkeypatch.setattr(racing, "RACERS", (*QUICK, "dummy"))
     found = race(Fitter(make_data(n=300)))
     assert "dummy: dropped, clearly worse than logreg on a quarter of a fold's images" in found.notes
     assert "dummy" not in {each["head"] for each in found.candidates}
-    monkeypatch.setattr(racing, "RACE", QUICK)
+    monkeypatch.setattr(racing, "RACERS", QUICK)
     noisy = make_data(n=300, dim=60, noise=3.0)
     board = race(Fitter(noisy)).candidates
     assert {each["folds"] for each in board} == {1, 5}, "nobody dropped out after a fold"
@@ -206,7 +207,7 @@ def test_a_head_that_fails_does_not_end_the_race(quick, monkeypatch):
     monkeypatch.setattr(racing, "_judge", fails)
     found = race(Fitter(make_data()))
     assert "lda: cannot be fitted (no way)" in found.notes
-    monkeypatch.setattr(racing, "RACE", {"lda": 1.0})
+    monkeypatch.setattr(racing, "RACERS", ("lda",))
     with pytest.raises(TrainingError, match="no head can be fitted on these vectors: lda: cannot be fitted"):
         race(Fitter(make_data()))
 
@@ -239,7 +240,7 @@ def test_logistic_regression_stops_where_weaker_regularisation_only_hurts():
     data = make_data(n=150, dim=60, noise=4.0, splits=["train"] * 90 + ["validation"] * 60)
     found = choose(Fitter(data), "logreg", {}, None)
     tried = [each["params"]["C"] for each in found.candidates]
-    values = search.HEADS["logreg"].search["C"]
+    values = HEADS["logreg"].search["C"]
     assert tried == list(values[: len(tried)])
     assert len(tried) < len(values)
     assert found.params["C"] in tried[:-2]

@@ -27,13 +27,13 @@ from pipeline.features.recipe import LAST, Recipe
 from pipeline.features.store import FeatureStore
 from pipeline.features.weights import TUNED, file_sha256
 from pipeline.finetuning.last_blocks import LastBlocks, smoothed_loss
+from pipeline.heads.classifiers import AUTO
 from pipeline.images.manifest import Manifest
 from pipeline.images.texts import Positions, Texts
 from pipeline.images.views import ONE, parse_views
 from pipeline.parallel import ahead, one_blas_thread
 from pipeline.training.provenance import asked_of, training_data_of
 from pipeline.training.report import Report
-from pipeline.training.search import AUTO
 from pipeline.training.single_label import train_head
 from pipeline.training.training_data import TrainingData
 from pipeline.trust.abstention import needed

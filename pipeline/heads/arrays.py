@@ -1,4 +1,4 @@
-"""What the array files of a bundle have in common; NumPy alone."""
+"""NumPy functions that all heads share: the softmax, and arrays as bytes of a bundle."""
 
 import contextlib
 import io
@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from pipeline.errors import IntegrityError
 
 
-def softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Turn logits (n, k) into probabilities without overflow.
+def softmax(logits: NDArray[Any]) -> NDArray[Any]:
+    """Return the softmax of each row of logits (n, k), in their dtype and without overflow.
 
     >>> softmax(np.array([[0.0, 1000.0]])).tolist()
     [[0.0, 1.0]]
     """
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(odds / odds.sum(axis=1, keepdims=True))
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
 
 
 def packed(**arrays: Any) -> bytes:

@@ -4,6 +4,7 @@ Importing this module is light; scikit-learn is imported when a head is made.
 """
 
 import ast
+import functools
 import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,11 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import UsageError
+from pipeline.heads.path_solvers import PathSolver, fit_kernel_machines, fit_lda, fit_logistic, fit_ridge
 from pipeline.wording import closest
 
 if TYPE_CHECKING:
     from sklearn.base import ClassifierMixin
     from sklearn.pipeline import Pipeline
+
+
+AUTO = "auto"  # stands for a race of many heads, see `pipeline.training.race`; no head of that name can be made
 
 
 @dataclass(frozen=True)
@@ -30,23 +35,42 @@ class Head:
     summary : str
         One line for ``--help``.
     build : callable
-        Takes the seed, gives the unfitted classifier with this package's defaults.
+        From a seed to the unfitted classifier with this package's defaults.
     search : mapping of str to tuple
-        The values to try for one parameter when the user leaves the choice to us; empty where
-        there is nothing to choose.
-    standardise : bool
-        Whether features are brought to mean 0 and variance 1 first.
-    softmax : bool
+        The values to try for the main parameter where the user gives none; empty where there is nothing to choose.
+    standardise : bool or None
+        Whether features are brought to mean 0 and variance 1 first; None to do so unless the classifier refuses
+        negative numbers.
+    softmax : bool or None
         Whether probabilities come from `SoftmaxHead`, because the classifier has none, or has
-        overconfident ones.
+        overconfident ones; None to wrap it only if it has none.
+    search_stops : bool
+        Whether the search ends after two values in a row that were worse than an earlier one, because the rest are
+        slow to fit.
+    early_stopping : bool
+        Whether ``fit`` takes ``validation_data`` and uses them to decide when to stop.
+    path : PathSolver or None
+        Fits several values of the main parameter together; None if they are fitted one by one.
+    preview : PathSolver or None
+        A faster one for comparing heads, whose results cannot be kept; None to take `path`.
+    races : bool
+        Whether the head takes part in the race of the head ``"auto"``, see `pipeline.training.race.race`.
+    growth : float
+        The time of a fit grows with the number of images to this power.
     """
 
     name: str
     summary: str
     build: "Callable[[int], ClassifierMixin]"
     search: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    standardise: bool = True
-    softmax: bool = False
+    standardise: bool | None = True
+    softmax: bool | None = False
+    search_stops: bool = False
+    early_stopping: bool = False
+    path: PathSolver | None = None
+    preview: PathSolver | None = None
+    races: bool = False
+    growth: float = 1.0
 
 
 def _logreg(seed: int) -> "ClassifierMixin":
@@ -120,12 +144,16 @@ def _dense(seed: int) -> "ClassifierMixin":
     return KerasHead(random_state=seed)
 
 
+# In the order of the race: the quick ones first.
 _ROWS = (
     Head(
         "logreg",
         "multinomial logistic regression (the default)",
         _logreg,
         {"C": (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 1.0)},
+        search_stops=True,
+        path=PathSolver(fit_logistic, also=frozenset({"class_weight"})),
+        races=True,
     ),
     Head(
         "ridge",
@@ -133,43 +161,54 @@ _ROWS = (
         _ridge,
         {"alpha": (10.0, 100.0, 1000.0, 10_000.0)},
         softmax=True,
+        path=PathSolver(fit_ridge),
+        races=True,
+        growth=2.0,
     ),
-    Head(
-        "linear-svm",
-        "linear support vector machine",
-        _linear_svm,
-        {"C": (1e-4, 1e-3, 1e-2)},
-        softmax=True,
-    ),
-    Head(
-        "svm",
-        "support vector machine with an RBF kernel",
-        _svm,
-        {"C": (1.0, 3.0, 10.0)},
-        softmax=True,
-    ),
-    Head("knn", "vote of the nearest neighbours", _knn, {"n_neighbors": (1, 3, 5, 10, 20)}),
+    # Wrapped also because its own predict and predict_proba measure distance differently.
+    Head("nearest-centroid", "the class whose mean is nearest", _nearest_centroid, softmax=True, races=True),
+    Head("knn", "vote of the nearest neighbours", _knn, {"n_neighbors": (1, 3, 5, 10, 20)}, races=True),
     Head(
         "lda",
         "linear discriminant analysis with shrinkage",
         _lda,
         {"shrinkage": (0.03, 0.1, 0.3, 0.5)},
         softmax=True,
+        path=PathSolver(fit_lda, below=1.0),
+        races=True,
+        growth=2.0,
     ),
-    Head("random-forest", "300 randomised trees", _random_forest, standardise=False),
+    Head("linear-svm", "linear support vector machine", _linear_svm, {"C": (1e-4, 1e-3, 1e-2)}, softmax=True),
     Head(
-        "hist-gradient-boosting",
-        "boosted trees on binned features",
-        _hist_gradient_boosting,
-        standardise=False,
+        "svm",
+        "support vector machine with an RBF kernel",
+        _svm,
+        {"C": (1.0, 3.0, 10.0)},
+        softmax=True,
+        preview=PathSolver(fit_kernel_machines),
+        races=True,
+        growth=2.0,
     ),
-    # Wrapped also because its own predict and predict_proba measure distance differently.
-    Head("nearest-centroid", "the class whose mean is nearest", _nearest_centroid, softmax=True),
+    Head("random-forest", "300 randomised trees", _random_forest, standardise=False, races=True, growth=1.1),
+    Head("hist-gradient-boosting", "boosted trees on binned features", _hist_gradient_boosting, standardise=False),
     Head("dummy", "always the commonest class: the baseline", _dummy, standardise=False),
-    Head("dense", "Keras network: hidden layers, dropout, early stopping", _dense),
+    Head("dense", "Keras network: hidden layers, dropout, early stopping", _dense, early_stopping=True),
 )
 
 HEADS: dict[str, Head] = {row.name: row for row in _ROWS}
+
+
+def find_head(name: str) -> Head:
+    """Return a head's row of the table, or one for the import path of a scikit-learn classifier.
+
+    Examples
+    --------
+    >>> find_head("svm").softmax, find_head("sklearn.ensemble.ExtraTreesClassifier").search
+    (True, {})
+    """
+    return HEADS.get(name) or Head(
+        name, "imported classifier", functools.partial(_import_classifier, name), standardise=None, softmax=None
+    )
 
 
 def make_head(name: str, params: Mapping[str, object] | None = None, seed: int = 0) -> "Pipeline":
@@ -208,14 +247,14 @@ def make_head(name: str, params: Mapping[str, object] | None = None, seed: int =
         ...
     pipeline.errors.UsageError: unknown head 'logrge'; did you mean logreg or ridge? ...
     """
-    row = HEADS.get(name)
-    classifier = row.build(seed) if row else _import_classifier(name, seed)
+    row = find_head(name)
+    classifier = row.build(seed)
     _set_params(name, classifier, params or {})
     from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
-    softmax = row.softmax if row else not hasattr(classifier, "predict_proba")
-    standardise = row.standardise if row else not _wants_positive(classifier)
+    softmax = not hasattr(classifier, "predict_proba") if row.softmax is None else row.softmax
+    standardise = not _wants_positive(classifier) if row.standardise is None else row.standardise
     # In float16 the scaler would overflow and round; np.float32 as a function is a cast.
     steps: list[tuple[str, Any]] = [("float32", FunctionTransformer(np.float32))]
     if standardise:
@@ -291,6 +330,8 @@ def _literal(text: str) -> object:
 
 
 def _import_classifier(path: str, seed: int) -> Any:
+    if path == AUTO:
+        raise UsageError("head 'auto' is a race of many heads and cannot be used here; name one head, such as logreg")
     module, _, attribute = path.partition(":") if ":" in path else path.rpartition(".")
     if not module or not attribute:
         raise UsageError(_unknown_head(path))
@@ -352,6 +393,6 @@ def _wants_positive(classifier: Any) -> bool:
 
 def _unknown_head(name: str) -> str:
     return (
-        f"unknown head {name!r}; {closest(name, [*HEADS, 'auto'])} (or the import path"
+        f"unknown head {name!r}; {closest(name, [*HEADS, AUTO])} (or the import path"
         " of a scikit-learn classifier, such as sklearn.ensemble.ExtraTreesClassifier)"
     )

@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pipeline.errors import BundleError, TrainingError, UsageError
 from pipeline.features.keras_runtime import load_keras, weights_file
+from pipeline.heads.arrays import softmax
 
 _MAX_STEPS_PER_CALL = 256  # training steps in one call of TensorFlow: an epoch of a small data set
 
@@ -182,9 +183,7 @@ class KerasHead(ClassifierMixin, BaseEstimator):
         *inner, (kernel, bias) = zip(self.weights_[::2], self.weights_[1::2], strict=True)
         for hidden_kernel, hidden_bias in inner:
             x = np.maximum(x @ hidden_kernel + hidden_bias, 0.0)
-        logits = x @ kernel + bias
-        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-        return np.asarray(shares / shares.sum(axis=1, keepdims=True))
+        return softmax(x @ kernel + bias)
 
     def predict(self, X: Any) -> np.ndarray:
         """Give the most probable class.

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import TrainingError, UsageError
-from pipeline.metrics.label_sets import THRESHOLD, _log_loss, _precisions
+from pipeline.metrics.label_sets import THRESHOLD, average_precisions, mean_average_precision
+from pipeline.metrics.losses import label_log_losses
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,10 @@ def one_vs_rest(head: Any) -> Any:
     from sklearn.multiclass import OneVsRestClassifier
     from sklearn.pipeline import Pipeline
 
+    from pipeline.heads.keras_head import KerasHead
+
     last = head[-1]
-    if hasattr(last, "keras_model"):
+    if isinstance(last, KerasHead):
         raise UsageError("the dense head cannot learn several labels per image; choose another --head, such as logreg")
     # One process: a head's own threads are enough, and memory is not copied.
     return Pipeline([*head.steps[:-1], ("head", OneVsRestClassifier(last))])
@@ -115,6 +118,12 @@ def choose(
     """
     heads = [fit() for fit in fits]
     found = [head.predict_proba(X) for head in heads]
-    scores = [{"log_loss": _log_loss(Y, p), "mean_average_precision": _precisions(Y, p)[1]} for p in found]
+    scores = [
+        {
+            "log_loss": float(label_log_losses(Y, p).mean()),
+            "mean_average_precision": mean_average_precision(average_precisions(Y, p)),
+        }
+        for p in found
+    ]
     best = min(range(len(heads)), key=lambda i: scores[i]["log_loss"])
     return best, heads[best], scores

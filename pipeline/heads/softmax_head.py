@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils.validation import check_is_fitted
 
+from pipeline.heads.arrays import softmax
 from pipeline.heads.folds import make_folds
 from pipeline.heads.temperature import fit_temperature
 
@@ -104,7 +104,7 @@ class SoftmaxHead(ClassifierMixin, BaseEstimator):
         float array of shape (n, k)
             Rows add up to 1; columns follow ``classes_``.
         """
-        return np.asarray(softmax(_logits(self.decision_function(X)) / self.temperature_, axis=1))
+        return softmax(_logits(self.decision_function(X)) / self.temperature_)
 
     def predict(self, X: Any) -> np.ndarray:
         """Give the class of the largest decision value.

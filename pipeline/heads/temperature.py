@@ -69,10 +69,12 @@ def temper(head: Any, degrees: float) -> bool:
     >>> temper(head, 2.0), bool(0.5 < head.predict_proba([[9.0]])[0, 1] < before)
     (True, True)
     """
+    from pipeline.heads.keras_head import KerasHead
+
     last = head[-1]
     if hasattr(last, "temperature_"):  # SoftmaxHead
         last.temperature_ = float(last.temperature_ * degrees)
-    elif hasattr(last, "keras_model"):
+    elif isinstance(last, KerasHead):
         scaled = [np.asarray(array / np.float32(degrees), np.float32) for array in last.weights_[-2:]]
         last.weights_ = [*last.weights_[:-2], *scaled]
     elif is_softmax(last):

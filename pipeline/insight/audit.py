@@ -13,8 +13,10 @@ from pipeline.features.duplicates import MIN_COLUMNS, Pairs, equal, join_groups,
 from pipeline.features.neighbours import standardise, unit_rows
 from pipeline.features.store import FeatureStore, first_view
 from pipeline.features.weights import TUNED
+from pipeline.heads.arrays import softmax
 from pipeline.images.findings import EXCLUDE, KEEP, REVIEW, Finding
 from pipeline.insight.pictures import Pictures, look_at, lost_note
+from pipeline.metrics.losses import log_losses
 from pipeline.wording import count_of
 
 KINDS = {
@@ -307,7 +309,6 @@ def out_of_fold(
         Rows add up to 1.
     """
     from scipy.linalg import solve
-    from scipy.special import softmax
     from sklearn.model_selection import StratifiedGroupKFold
 
     from pipeline.heads.temperature import fit_temperature
@@ -325,8 +326,8 @@ def out_of_fold(
         for number, strength in enumerate(_RIDGE):
             ridge = inner + np.float32(strength * scale) * np.eye(len(gram), dtype=np.float32)
             decisions[number, out] = Zf @ solve(ridge, outer, assume_a="pos") + share
-    fitted = [softmax(each / fit_temperature(each, y), axis=1) for each in decisions]
-    return max(fitted, key=lambda p: float(np.log(np.clip(p[np.arange(len(y)), y], 1e-12, 1)).mean()))
+    fitted = [softmax(each / fit_temperature(each, y)) for each in decisions]
+    return min(fitted, key=lambda p: float(log_losses(y, p).mean()))
 
 
 def robust_z(values: NDArray[np.floating]) -> NDArray[np.float64]:

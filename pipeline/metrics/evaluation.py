@@ -7,6 +7,7 @@ import numpy as np
 
 from pipeline.errors import UsageError
 from pipeline.metrics.intervals import bootstrap_intervals, wilson_interval
+from pipeline.metrics.losses import log_losses
 
 
 def evaluate(
@@ -84,7 +85,7 @@ def evaluate(
         "top_k": _top_k(y_true, p, top_k),
         "balanced_accuracy": float(recall[present].mean()),
         "macro_f1": float(f1[seen].mean()),
-        "log_loss": _log_loss(y_true, p),
+        "log_loss": float(log_losses(y_true, p).mean()),
         "per_class": [
             {
                 "class": str(name),
@@ -134,9 +135,3 @@ def _top_k(y_true: np.ndarray, p: np.ndarray, top_k: Sequence[int]) -> dict[str,
     before = np.arange(p.shape[1]) < y_true[:, None]
     rank = ((p > own) | ((p == own) & before)).sum(axis=1)  # 0 is the most probable class
     return {str(k): float((rank < k).mean()) for k in sorted(set(top_k)) if 0 < k < p.shape[1]}
-
-
-def _log_loss(y_true: np.ndarray, p: np.ndarray) -> float:
-    """Mean of -ln(probability of the true class), clipped as scikit-learn does; any number of classes."""
-    own = np.clip(p[np.arange(len(y_true)), y_true], np.finfo(p.dtype).eps, 1.0)
-    return abs(float(np.log(own).mean()))  # abs: no -0.0

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from pipeline.metrics.losses import log_losses
+
 _Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
@@ -66,7 +68,7 @@ def bootstrap_intervals(
     k, count = p.shape[1], int(units.max()) + 1
     predicted = p.argmax(axis=1)
     right = (predicted == y_true).astype(float)
-    losses = -np.log(np.clip(p[np.arange(len(y_true)), y_true], np.finfo(p.dtype).eps, 1.0))
+    losses = log_losses(y_true, p)
     names = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
     drawn = np.empty((resamples, len(names)))
     for row in drawn:

@@ -12,11 +12,6 @@ from pipeline.wording import display_width, printable, shorten
 THRESHOLD = 0.5  # a label is named from this probability on
 
 
-def _log_loss(Y: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
-    own = np.where(Y == 1, probabilities, 1 - probabilities)
-    return float(-np.log(np.clip(own, 1e-15, 1.0)).mean())
-
-
 def evaluate_labels(
     Y: NDArray[np.int64], probabilities: NDArray[np.float64], names: Sequence[str], threshold: float = THRESHOLD
 ) -> dict[str, Any]:
@@ -51,7 +46,7 @@ def evaluate_labels(
     named = probabilities >= threshold
     right = int((named == Y).all(axis=1).sum())
     each = precision_recall_fscore_support(Y, named, average=None, zero_division=0.0)
-    averages, mean = _precisions(Y, probabilities)
+    averages = average_precisions(Y, probabilities)
     present = Y.any(axis=0) | named.any(axis=0)
     return {
         "n": len(Y),
@@ -59,7 +54,7 @@ def evaluate_labels(
         "threshold": threshold,
         "accuracy": right / len(Y),
         "accuracy_interval": list(wilson_interval(right, len(Y))),
-        "mean_average_precision": mean,
+        "mean_average_precision": mean_average_precision(averages),
         "micro_f1": float(precision_recall_fscore_support(Y, named, average="micro", zero_division=0.0)[2]),
         "macro_f1": float(each[2][present].mean()) if present.any() else 0.0,
         "per_class": [
@@ -74,15 +69,20 @@ def evaluate_labels(
     }
 
 
-def _precisions(Y: NDArray[np.int64], probabilities: NDArray[np.float64]) -> tuple[list[float | None], float]:
+def average_precisions(Y: NDArray[np.int64], probabilities: NDArray[np.float64]) -> list[float | None]:
+    """Return the average precision of each label; None for labels without a positive image."""
     from sklearn.metrics import average_precision_score
 
-    found = [
+    return [
         float(average_precision_score(Y[:, i], probabilities[:, i])) if Y[:, i].any() else None
         for i in range(Y.shape[1])
     ]
-    known = [value for value in found if value is not None]
-    return found, float(np.mean(known)) if known else 0.0
+
+
+def mean_average_precision(averages: Sequence[float | None]) -> float:
+    """Return the mean over the labels that have an average precision; 0.0 if none has."""
+    known = [value for value in averages if value is not None]
+    return float(np.mean(known)) if known else 0.0
 
 
 def format_labels(metrics: Mapping[str, Any], width: int = 80) -> str:

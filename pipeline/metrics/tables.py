@@ -33,6 +33,8 @@ def format_table(metrics: Mapping[str, Any], width: int = 80) -> str:
 
     Examples
     --------
+    >>> import numpy as np
+    >>> from pipeline.metrics.evaluation import evaluate
     >>> p = np.array([[0.8, 0.2], [0.4, 0.6], [0.3, 0.7], [0.9, 0.1]])
     >>> print(format_table(evaluate(np.array([0, 1, 0, 0]), p, ["cat", "dog"], majority=0)))
     class  precision   recall      F1    images
@@ -89,6 +91,8 @@ def format_confusion(metrics: Mapping[str, Any], width: int = 80) -> str:
 
     Examples
     --------
+    >>> import numpy as np
+    >>> from pipeline.metrics.evaluation import evaluate
     >>> p = np.array([[0.8, 0.2], [0.4, 0.6], [0.3, 0.7], [0.9, 0.1]])
     >>> print(format_confusion(evaluate(np.array([0, 1, 0, 0]), p, ["cat", "dog"], majority=0)))
     rows are true classes, columns predicted ones

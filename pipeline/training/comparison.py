@@ -17,7 +17,7 @@ from pipeline.errors import ImageError, PipelineError, TrainingError, UsageError
 from pipeline.features.engines import Speed, make_encoder
 from pipeline.features.store import FeatureStore
 from pipeline.features.weights import TUNED
-from pipeline.heads.classifiers import make_head
+from pipeline.heads.classifiers import AUTO, make_head
 from pipeline.images.decode import read_bytes
 from pipeline.images.views import load_views
 from pipeline.metrics.intervals import wilson_interval
@@ -101,6 +101,8 @@ def compare(
     """
     if join not in JOINS:
         raise UsageError(f"join {join!r} is unknown; expected one of {', '.join(JOINS)}")
+    if head == AUTO:
+        raise UsageError("head 'auto' cannot compare vectors; name one head to fit on all of them, such as logreg")
     make_head(head, {}, seed)  # an unknown head is an error before files are read
     data = load_training_data(list(features), seed)
     X = data.X[:, 0]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.heads.classifiers import Calibrate, class_probabilities, make_head
+from pipeline.heads.classifiers import Calibrate, class_probabilities, find_head, make_head
 from pipeline.heads.folds import Folds, make_folds
 from pipeline.heads.regularisation_path import fit_path
 from pipeline.training.training_data import TrainingData
@@ -42,7 +42,7 @@ class Fitter:
         *,
         watched: Rows | None = None,
         temperature: float | None = None,
-        rough: bool = False,
+        preview: bool = False,
     ) -> Iterator[Any]:
         """Yield a head fitted on all views of some rows for each of the parameters.
 
@@ -52,14 +52,14 @@ class Fitter:
         grid : sequence of mapping
         rows : ndarray of int
         watched : ndarray of int, optional
-            Rows by which a Keras head decides when to stop.
-        temperature, rough
+            Rows by which a head with early stopping decides when to stop.
+        temperature, preview
             See `fit_path`.
         """
         X, y, units = self._samples(rows)
         watched = np.empty(0, np.int64) if watched is None else watched
         watched = watched[np.isin(self.data.y[watched], y)]  # an unknown class cannot tell when to stop
-        if name == "dense" and len(watched):
+        if find_head(name).early_stopping and len(watched):
             for params in grid:
                 head = make_head(name, params, self.seed)
                 before = head[:-1]
@@ -68,7 +68,7 @@ class Fitter:
                 head[-1].fit(Z, y, validation_data=shown)
                 yield head
         else:
-            yield from fit_path(name, grid, X, y, units=units, seed=self.seed, temperature=temperature, rough=rough)
+            yield from fit_path(name, grid, X, y, units=units, seed=self.seed, temperature=temperature, preview=preview)
 
     def probabilities(self, head: Any, rows: Rows, calibrate: Calibrate | None = None) -> NDArray[np.float64]:
         """Return the probability of each class for some rows, float64 (len(rows), number of classes)."""

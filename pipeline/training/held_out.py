@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.heads.classifiers import Calibrate
+from pipeline.heads.classifiers import Calibrate, find_head
 from pipeline.training.fitting import Fitter
 from pipeline.training.search import Choice
 from pipeline.training.training_data import TrainingData
@@ -24,14 +24,14 @@ def _answers(fitter: Fitter, fitted: Any, calibrate: Calibrate | None = None) ->
     return {split: fitter.probabilities(fitted, each, calibrate) for split, each in rows.items() if len(each)}
 
 
-def _validation_calibrates(data: TrainingData, fitted: Any, chosen: Choice, trust: Trust) -> bool:
+def _validation_calibrates(data: TrainingData, chosen: Choice, trust: Trust) -> bool:
     """Say whether the validation images, by which a network stopped, may teach it its temperature, too.
 
     They do so as well as folds, which would train it three times more. A threshold and curves want more images, and
     without a test split the validation images are those that the score comes from.
     """
     return (
-        hasattr(fitted[-1], "keras_model")
+        find_head(chosen.head).early_stopping
         and trust.calibration in ("auto", "temperature")
         and trust.abstain is None
         and chosen.folded is None

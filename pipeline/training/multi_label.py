@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.bundles.bundle import Bundle
 from pipeline.errors import TrainingError, UsageError
-from pipeline.heads.classifiers import HEADS, make_head
+from pipeline.heads.classifiers import AUTO, find_head, make_head
 from pipeline.heads.multilabel import MultiLabel, choose, label_matrix, one_vs_rest
 from pipeline.heads.sklearn_errors import told
 from pipeline.metrics.label_sets import evaluate_labels
@@ -65,6 +65,8 @@ def train_multi_label(
     >>> bundle, report = train_multi_label("artifacts/photos.h5", ";")  # doctest: +SKIP
     """
     how, params, seed = MultiLabel(separator), dict(params or {}), training.seed
+    if head == AUTO:
+        raise UsageError("head 'auto' does not support several labels per image; name one head, such as logreg")
     training.check()
     _check_unused(training, trust)
     one_vs_rest(make_head(head, params, seed))  # a wrong name or parameter is an error before files are read
@@ -89,7 +91,7 @@ def train_multi_label(
         *data.notes,
         *(f"label {name!r} is on no training image and is never predicted" for name in _absent(names, Y[train])),
     ]
-    search = HEADS[head].search if head in HEADS else {}
+    search = find_head(head).search
     free = next((name for name in search if name not in params), None) if len(validation) else None
     grid = [{**params, free: value} for value in search[free]] if free else [params]
     done = iter(range(1, len(grid) + 1))

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import TrainingError
 from pipeline.heads.classifiers import HEADS
+from pipeline.metrics.losses import log_losses
 from pipeline.parallel import cores, in_threads
 from pipeline.training.fitting import Fitter, Rows
 from pipeline.training.search import (
@@ -19,7 +20,6 @@ from pipeline.training.search import (
     Progress,
     _entrants,
     _judge,
-    _losses,
     _rank,
     _surest,
     score,
@@ -27,23 +27,14 @@ from pipeline.training.search import (
 from pipeline.wording import count_of
 
 DEFAULT_BUDGET = 60.0
-# Who races, quick ones first, and how the time of a fit grows with the images: to this power.
-RACE = {
-    "logreg": 1.0,
-    "ridge": 2.0,
-    "nearest-centroid": 1.0,
-    "knn": 1.0,
-    "lda": 2.0,
-    "svm": 2.0,
-    "random-forest": 1.1,
-}
+RACERS = tuple(name for name, row in HEADS.items() if row.races)
 _PILOT = 4  # a head whose time is unknown is first tried on one image in so many
 _SURELY = 3.0  # the same for log losses, whose tails are long
 _FINALISTS = 3
 
 
 def race(fitter: Fitter, cv: int | None = None, budget: float = DEFAULT_BUDGET, progress: Progress = None) -> Choice:
-    """Race the heads of the table `RACE` and the values of their parameters on the training split.
+    """Race the heads of `RACERS` and the values of their parameters on the training split.
 
     All start in the first fold; a head of one candidate that is clearly worse than the first head on a quarter
     of its images goes no further (successive halving: Jamieson and Talwalkar, AISTATS 2016). Who is clearly worse
@@ -77,10 +68,10 @@ def race(fitter: Fitter, cv: int | None = None, budget: float = DEFAULT_BUDGET, 
     y, train = fitter.data.y, fitter.data.rows("train")
     folds = fitter.folds(cv or _possible_folds(y[train], fitter.data.units[train]), train)
     clock = _Clock(time.monotonic() + budget)
-    first = next(iter(RACE))
+    first = RACERS[0]
     middle = _grid(first)[len(_grid(first)) // 2 :][:1]
     clock.measure.append(_pilot(fitter, first, _entrants(fitter, first, middle), *folds[0])[1])
-    entrants = {name: _entrants(fitter, name, _grid(name)) for name in RACE}
+    entrants = {name: _entrants(fitter, name, _grid(name)) for name in RACERS}
     done = 0
 
     def run(plan: Sequence[tuple[str, int]], rest: int = 0) -> None:
@@ -92,8 +83,8 @@ def race(fitter: Fitter, cv: int | None = None, budget: float = DEFAULT_BUDGET, 
             if progress:
                 progress(done, total)
 
-    run([(name, 0) for name in RACE], len(RACE) * (len(folds) - 1))
-    started = [each for name in RACE for each in entrants[name] if each.accuracies]
+    run([(name, 0) for name in RACERS], len(RACERS) * (len(folds) - 1))
+    started = [each for name in RACERS for each in entrants[name] if each.accuracies]
     if not started:
         raise TrainingError(f"no head can be fitted on these vectors: {'; '.join(clock.reasons())}")
     entrants = _survivors(started, y)
@@ -153,13 +144,13 @@ def _take_part(
     fitter: Fitter, clock: _Clock, name: str, entrants: Sequence[Candidate], inner: Rows, outer: Rows
 ) -> None:
     """Run a head through a fold, unless time does not allow it."""
-    exempt = name == next(iter(RACE)) and not clock.seconds.get(name)
+    exempt = name == RACERS[0] and not clock.seconds.get(name)
     try:
         if not exempt:
             if time.monotonic() < clock.deadline and name not in clock.seconds:
                 clock.seconds[name], answers = _pilot(fitter, name, entrants, inner, outer)
                 if len(entrants) == 1 and len(_surest([*clock.measure, answers], fitter.data.y[outer])) < 2:
-                    clock.out[name] = f"dropped, clearly worse than {next(iter(RACE))} on a quarter of a fold's images"
+                    clock.out[name] = f"dropped, clearly worse than {RACERS[0]} on a quarter of a fold's images"
             if name in clock.out:
                 return
             expected = clock.seconds.get(name, 0.0)
@@ -171,7 +162,7 @@ def _take_part(
                 )
                 return
         began = time.monotonic()
-        _judge(fitter, entrants, inner, outer, rough=True)
+        _judge(fitter, entrants, inner, outer, preview=True)
         clock.seconds[name] = time.monotonic() - began
     except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
         clock.out.setdefault(name, f"cannot be fitted ({' '.join(str(error).split())[:120]})")
@@ -183,8 +174,8 @@ def _pilot(
     """Guess the seconds of a fold from one fit on a part of its images; return its answers, too."""
     began = time.monotonic()
     part = _part(fitter.data.y, inner)
-    (fitted,) = fitter.fit(name, [entrants[0].params], part, temperature=1.0, rough=True)
-    seconds = (time.monotonic() - began) * _PILOT ** RACE[name] * len(entrants)
+    (fitted,) = fitter.fit(name, [entrants[0].params], part, temperature=1.0, preview=True)
+    seconds = (time.monotonic() - began) * _PILOT ** HEADS[name].growth * len(entrants)
     return seconds, fitter.probabilities(fitted, outer)
 
 
@@ -215,7 +206,7 @@ def _survivors(started: Sequence[Candidate], y: NDArray[np.int64]) -> dict[str, 
 
 def _outdone(proba: NDArray[np.float64], best: NDArray[np.float64], truth: NDArray[np.int64]) -> bool:
     """Say whether answers (n, K) are no more accurate than others and their log loss is surely larger."""
-    more = _losses(truth, proba) - _losses(truth, best)
+    more = log_losses(truth, proba) - log_losses(truth, best)
     error = float(more.std()) / np.sqrt(len(more))
     return score(truth, proba)["accuracy"] <= score(truth, best)["accuracy"] and float(more.mean()) > _SURELY * error
 

@@ -9,14 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.heads.arrays import softmax
-from pipeline.heads.classifiers import HEADS
+from pipeline.heads.classifiers import find_head
 from pipeline.heads.folds import Folds
-from pipeline.heads.regularisation_path import SHARED
+from pipeline.metrics.losses import log_losses
 from pipeline.parallel import cores, in_threads
 from pipeline.training.fitting import Fitter, Rows
 from pipeline.wording import shorten
 
-AUTO = "auto"
 TIMES = ("fit_seconds", "predict_seconds_per_1000")  # what the leaderboard says of time
 DEFAULT_FOLDS = 5
 _CLEARLY = 2.0  # standard errors
@@ -110,11 +109,7 @@ class Choice:
 def score(truth: NDArray[np.int64], proba: NDArray[np.float64]) -> dict[str, float]:
     """Return ``accuracy`` and ``log_loss`` of probabilities (n, K)."""
     accuracy = float((proba.argmax(axis=1) == truth).mean())
-    return {"accuracy": accuracy, "log_loss": float(_losses(truth, proba).mean())}
-
-
-def _losses(truth: NDArray[np.int64], proba: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(-np.log(np.clip(proba[np.arange(len(truth)), truth], 1e-15, 1.0)))
+    return {"accuracy": accuracy, "log_loss": float(log_losses(truth, proba).mean())}
 
 
 def choose(fitter: Fitter, head: str, params: Mapping[str, Any], cv: int | None, progress: Progress = None) -> Choice:
@@ -133,9 +128,9 @@ def choose(fitter: Fitter, head: str, params: Mapping[str, Any], cv: int | None,
     progress : callable (done, total) or None
     """
     train, validation = fitter.data.rows("train"), fitter.data.rows("validation")
-    search = HEADS[head].search if head in HEADS else {}
-    open_names = [name for name in search if name not in params]
-    grid = [{**params, name: value} for name in open_names[:1] for value in search[name]]
+    row = find_head(head)
+    open_names = [name for name in row.search if name not in params]
+    grid = [{**params, name: value} for name in open_names[:1] for value in row.search[name]]
     if cv:
         return _choose_by_folds(fitter, head, grid or [dict(params)], fitter.folds(cv, train), progress)
     if not grid or not len(validation):
@@ -147,7 +142,7 @@ def choose(fitter: Fitter, head: str, params: Mapping[str, Any], cv: int | None,
         heads.append(fitted)
         answers.append(fitter.probabilities(fitted, validation))
         tried.append(score(truth, answers[-1]))
-        over = head == "logreg" and _past_the_best(tried)
+        over = row.search_stops and _past_the_best(tried)
         if progress:
             progress(number, number if over else len(grid))
         if over:
@@ -175,7 +170,7 @@ def _choose_by_folds(
     fitter: Fitter, head: str, grid: Sequence[dict[str, Any]], folds: Folds, progress: Progress
 ) -> Choice:
     entrants = _entrants(fitter, head, grid)
-    jobs = cores() if head in SHARED else 1
+    jobs = 1 if find_head(head).path is None else cores()
     calls = [(fitter, entrants, inner, outer, False) for inner, outer in folds]
     for done, _ in enumerate(in_threads(jobs, _judge, calls), start=1):
         if progress:
@@ -188,28 +183,28 @@ def _choose_by_folds(
     return Choice(head, best.params, board, chosen_on, folded=best.proba[rows], folded_rows=rows)
 
 
-def _judge(fitter: Fitter, entrants: Sequence[Candidate], inner: Rows, outer: Rows, rough: bool) -> None:
+def _judge(fitter: Fitter, entrants: Sequence[Candidate], inner: Rows, outer: Rows, preview: bool) -> None:
     """Fit a path of candidates on `inner` and write down what they say of `outer`."""
-    y = fitter.data.y
+    y, row = fitter.data.y, find_head(entrants[0].head)
     first = not entrants[0].accuracies
     judged: list[Candidate] = []
     began = time.perf_counter()
     grid = [each.params for each in entrants]
-    fits = fitter.fit(entrants[0].head, grid, inner, temperature=1.0 if rough else None, rough=rough)
+    fits = fitter.fit(row.name, grid, inner, temperature=1.0 if preview else None, preview=preview)
     spent = 0.0
     for each, fitted in zip(entrants, fits, strict=True):
         asked = time.perf_counter()
         proba = fitter.probabilities(fitted, outer)
         answered = time.perf_counter()
         spent += answered - asked
-        if rough and HEADS[each.head].softmax:
+        if preview and row.softmax:
             proba, temperature = _tempered(proba, y[outer])
             each.temperatures.append(temperature)
         each.proba[outer], each.judged[outer] = proba, True
         each.accuracies[int(outer[0])] = score(y[outer], proba)["accuracy"]
         each.predict_seconds.append(answered - asked)
         judged.append(each)
-        if rough and first and each.head == "logreg" and _past_the_best([done.score(y) for done in judged]):
+        if preview and first and row.search_stops and _past_the_best([done.score(y) for done in judged]):
             break
     for each in judged:  # shared work is shared out
         each.fit_seconds.append((time.perf_counter() - began - spent) / len(judged))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.bundles.bundle import Bundle
 from pipeline.errors import TrainingError, UsageError
 from pipeline.features.weights import TUNED
-from pipeline.heads.classifiers import make_head
+from pipeline.heads.classifiers import AUTO, find_head, make_head
 from pipeline.heads.sklearn_errors import told
 from pipeline.images.findings import read_findings
 from pipeline.metrics.binary import two_class_facts
@@ -26,7 +26,7 @@ from pipeline.training.options import Training
 from pipeline.training.provenance import _plain, provenance_of
 from pipeline.training.race import DEFAULT_BUDGET, race
 from pipeline.training.report import Report
-from pipeline.training.search import AUTO, DEFAULT_FOLDS, Choice, choose
+from pipeline.training.search import DEFAULT_FOLDS, Choice, choose
 from pipeline.training.training_data import Features, TrainingData, load_training_data
 from pipeline.training.tuned import _check_tuned, _trust_of_tuned, _tuned_note
 from pipeline.trust.novelty import FALSE_ALARMS, Novelty
@@ -118,7 +118,7 @@ def train_head(
         growth = learning_curve(fitter, chosen.head, chosen.params) if training.curve else {}
         # Calibration changes the head in place where it ends in a softmax.
         raw = _answers(fitter, fitted)
-        by_validation = tuned or _validation_calibrates(data, fitted, chosen, trust)
+        by_validation = tuned or _validation_calibrates(data, chosen, trust)
 
         def held_out() -> HeldOut | None:  # folds cost fits, and images that the network has learned from make none
             classes = fitted.classes_
@@ -137,12 +137,12 @@ def train_head(
     if scored_on == chosen.chosen_on:
         images = "validation images" if scored_on == "validation" else "folds"
         notes.append(f"the {images} also chose the parameters, so this score is a little too good")
-    elif scored_on == "validation" and hasattr(fitted[-1], "keras_model"):
+    elif scored_on == "validation" and find_head(chosen.head).early_stopping:
         notes.append("the validation images also chose when to stop, so this score is a little too good")
     notes += sorted(warned)
     provenance = {
         **provenance_of(data, seed),
-        "asked": _plain({"head": head, "params": params, **asdict(training), **asdict(asked_trust)}),
+        "asked": _plain({"head": head, "params": params, "cv": training.cv, "seed": seed, **asdict(training), **asdict(asked_trust)}),
         "cv": cv,
         "findings": [each._asdict() for each in findings],
     }

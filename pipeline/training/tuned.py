@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from pipeline.errors import TrainingError, UsageError
+from pipeline.heads.classifiers import AUTO
 from pipeline.training.held_out import ENOUGH
-from pipeline.training.search import AUTO
 from pipeline.training.training_data import TrainingData
 from pipeline.trust.options import Trust
 

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import IntegrityError, UsageError
 from pipeline.heads.arrays import packed, softmax, unpacked
+from pipeline.metrics.losses import log_losses
 from pipeline.trust.options import METHODS
 
 # Pseudo votes that are shared out among all classes before a temperature is fitted: votes of neighbours and
@@ -120,8 +121,7 @@ def fit_calibration(method: str, y_true: NDArray[np.int64], probabilities: NDArr
     tried = []
     for smoothing in _SMOOTHING:
         calibration = Calibration(smoothing, temperature(y_true, probabilities, smoothing))
-        own = calibration.apply(probabilities)[np.arange(len(y_true)), y_true]
-        tried.append((float(-np.log(np.clip(own, 1e-15, 1.0)).mean()), calibration))
+        tried.append((float(log_losses(y_true, calibration.apply(probabilities)).mean()), calibration))
     return min(tried, key=lambda pair: pair[0])[1]
 
 
