@@ -148,7 +148,7 @@ def test_wrong_requests(tmp_path):
         train_multi_label(store, head="dense")
     for unused in ({"cv": 3}, {"average_views": True}, {"calibration": "isotonic"}, {"exclude": "findings.csv"}):
         (name,) = unused
-        with pytest.raises(UsageError, match=f"--multi-label goes without --{name.replace('_', '-')}; leave one"):
+        with pytest.raises(UsageError, match=f"--multi-label does not support --{name.replace('_', '-')}; leave"):
             train_multi_label(store, **unused)
     with pytest.raises(UsageError, match="the separator ' ' cannot tell labels apart; give one such as ;"):
         train_multi_label(store, " ")
