@@ -10,9 +10,11 @@ from typing import BinaryIO
 import platformdirs
 from filelock import FileLock, Timeout
 
-from pipeline.errors import LockedError, StoreError
+from pipeline.errors import LockedError, PipelineError, StoreError
 
 CACHE_VARIABLE = "TWOSTAGE_CACHE"
+
+KEPT = "make space and run the command again, finished work is kept"  # advice to `writing`
 
 _ATTEMPTS = 5  # the holder of a lock may release it between our attempt and our look at its file
 
@@ -30,6 +32,30 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def writing(
+    what: str | os.PathLike[str],
+    error_class: type[PipelineError] = PipelineError,
+    advice: str = "make space or choose another --out",
+) -> Iterator[None]:
+    """Raise an OSError of the block again as an error that says ``cannot write WHAT: REASON; ADVICE``.
+
+    BrokenPipeError passes: the reader of standard output has gone, which is not an error.
+
+    >>> with writing("photos.csv", advice="make space"):
+    ...     raise OSError(28, "No space left on device")
+    Traceback (most recent call last):
+        ...
+    pipeline.errors.PipelineError: cannot write photos.csv: No space left on device; make space
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise error_class(f"cannot write {os.fspath(what)}: {error.strerror or error}; {advice}") from error
 
 
 @contextlib.contextmanager

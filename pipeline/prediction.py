@@ -9,7 +9,6 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
@@ -17,18 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.bundles.bundle import Bundle
-from pipeline.errors import ImageError, PipelineError, UsageError
-from pipeline.features.engines import Speed
-from pipeline.features.extraction import decode_window
+from pipeline.errors import ImageError, UsageError
+from pipeline.features.options import Speed
 from pipeline.features.recipe import Recipe
 from pipeline.features.store import FeatureStore
-from pipeline.files import replacing
-from pipeline.images.decode import read_bytes
-from pipeline.images.isolation import Decoders
+from pipeline.files import replacing, writing
 from pipeline.images.manifest import Manifest
 from pipeline.images.texts import Texts
-from pipeline.images.views import load_kinds, parse_views, split_kinds
-from pipeline.parallel import Progress, ahead
+from pipeline.parallel import Progress
 from pipeline.trust.safeguards import ABSTAIN, NOVEL, OK
 
 STDOUT = "-"
@@ -186,7 +181,7 @@ def _from_stores(
                     reasons[number] = f"changed: other content in {store.path}"
             blocks.append(store.take(np.maximum(matches, 0)))
         views = slice(None) if bundle.average_views else slice(1)
-        vectors = np.concatenate([each.reshape(len(block), -1, each.shape[-1])[:, views] for each in blocks], axis=2)
+        vectors = np.concatenate([each[:, views] for each in blocks], axis=2)
         for reason, row in zip(reasons, _ranked(bundle, paths, vectors, top_k), strict=True):
             yield Prediction(row.path, reason) if reason else row
         if progress:
@@ -200,49 +195,35 @@ def _from_files(
     speed: Speed,
     progress: Progress | None,
 ) -> Iterator[Prediction]:
-    pixels_of = Decoders(load_kinds)
-    pixels_of.start()  # while the network is loaded
-    try:
-        encoders = bundle.encoders(speed)
-    except BaseException:
-        pixels_of.close()
-        raise
-    # Backbones that want the same pixels share them.
-    wanted = [(recipe.size, recipe.resize, recipe.views) for recipe in bundle.inputs]
-    kinds = sorted(set(wanted))
-    views = max(parse_views(kind[2]).count for kind in kinds)
-    step = max(1, max(encoder.batch_size for encoder in encoders) // views)
     total = len(images) if isinstance(images, Sequence) else 0
-    threads = speed.threads()
-
-    def decode(path: str) -> list[NDArray[np.uint8]] | str:
-        try:
-            content = read_bytes(path)
-            return split_kinds(pixels_of(content, kinds), kinds)
-        except ImageError as error:
-            return str(error)
-
-    def encode(batch: list[tuple[str, list[NDArray[np.uint8]] | str]]) -> Iterator[Prediction]:
-        good = [(path, pixels) for path, pixels in batch if not isinstance(pixels, str)]
-        if not good:
-            return iter(())
-        stacks = dict(zip(kinds, map(np.concatenate, zip(*(pixels for _, pixels in good), strict=True)), strict=True))
-        vectors = [
-            encoder.encode(stacks[kind]).reshape(len(good), -1, encoder.dim)
-            for kind, encoder in zip(wanted, encoders, strict=True)
-        ]
-        return _ranked(bundle, [path for path, _ in good], np.concatenate(vectors, axis=2), top_k)
-
     done = 0
-    with ThreadPoolExecutor(threads) as decoders, ThreadPoolExecutor(1) as network, pixels_of:
-        paths = (os.fspath(image) for image in images)
-        decoded = ahead(decoders, paths, decode, decode_window(max(kinds)[0], threads, views))
-        for batch, rows in ahead(network, iter(lambda: list(itertools.islice(decoded, step)), []), encode, 2):
-            for path, pixels in batch:
-                yield Prediction(path, pixels) if isinstance(pixels, str) else next(rows)
+    with bundle.image_encoder(speed) as encoder:
+        encoder.load()
+        for batch in encoder.batches(os.fspath(image) for image in images):
+            yield from answers(bundle, batch, top_k)
             done += len(batch)
             if progress:
                 progress(done, total)
+
+
+def answers(
+    bundle: Bundle, batch: Iterable[tuple[str, NDArray[np.float32] | ImageError]], top_k: int = 1
+) -> Iterator[Prediction]:
+    """Yield the prediction for each image of a batch of `pipeline.features.image_encoder.ImageEncoder`.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    batch : iterable of (path, ndarray of float32 of shape (views, dim) or ImageError)
+    top_k : int
+    """
+    batch = list(batch)
+    good = [(path, result) for path, result in batch if not isinstance(result, ImageError)]
+    rows = (
+        _ranked(bundle, [path for path, _ in good], np.stack([each for _, each in good]), top_k) if good else iter(())
+    )
+    for path, result in batch:
+        yield Prediction(path, str(result)) if isinstance(result, ImageError) else next(rows)
 
 
 def _ranked(bundle: Bundle, paths: Sequence[str], vectors: NDArray[np.float32], top_k: int) -> Iterator[Prediction]:
@@ -383,17 +364,10 @@ def write_predictions(
         raise UsageError(f"cannot tell the format of {str(out)!r}; end it in {', '.join(WRITERS)}, or give - for CSV")
     rows = iter(rows)
     first = list(itertools.islice(rows, 1))  # what fails at once must not look like an empty table
-    try:
-        with contextlib.nullcontext(sys.stdout.buffer) if to_stdout else replacing(target) as file:
-            writer = WRITERS[suffix](file, columns(top_k, novelty))
-            for row in itertools.chain(first, rows):
-                writer.write(row)
-                counts[row.status.split(":")[0]] += 1
-            writer.close()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise PipelineError(
-            f"cannot write {out}: {error.strerror or error}; make space or choose another --out"
-        ) from error
+    with writing(out), contextlib.nullcontext(sys.stdout.buffer) if to_stdout else replacing(target) as file:
+        writer = WRITERS[suffix](file, columns(top_k, novelty))
+        for row in itertools.chain(first, rows):
+            writer.write(row)
+            counts[row.status.split(":")[0]] += 1
+        writer.close()
     return counts

@@ -69,11 +69,11 @@ def bookkeeping(images: list[str], options: Result) -> Result:
     from attacks.fake import RECIPE, FakeEncoder
 
     from pipeline import Manifest
-    from pipeline.features import extraction, store
+    from pipeline.features import extraction, image_encoder, store
 
     pixels = np.zeros((1, RECIPE.size, RECIPE.size, 3), np.uint8)
     part = store.block_rows(1280)  # as for the vectors of MobileNetV2
-    vars(extraction)["Decoders"] = lambda _: contextlib.nullcontext(lambda *_: pixels)
+    vars(image_encoder)["Decoders"] = lambda _: contextlib.nullcontext(lambda *_: pixels)
     vars(extraction)["block_rows"] = lambda _: part
     started = time.perf_counter()
     manifest = Manifest.read(options["tree"])

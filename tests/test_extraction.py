@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import pipeline.features.extraction as extraction
 from pipeline import files
 from pipeline.errors import IntegrityError, LockedError, ManifestError, RecipeMismatchError, StoreError, UsageError
+from pipeline.features import image_encoder
 from pipeline.features.engines import Speed
 from pipeline.features.extraction import extract, fill_store
 from pipeline.features.plan import Digests
@@ -299,7 +300,7 @@ def test_more_parts_than_a_process_may_have_open_files(photos, tmp_path, monkeyp
 def test_an_image_costs_few_bytes_of_memory(tmp_path, monkeypatch):
     """First, again, and with some new: what grows with the number of images, decoding and the network aside."""
     pixels = np.zeros((1, 8, 8, 3), np.uint8)
-    monkeypatch.setattr(extraction, "Decoders", lambda _: contextlib.nullcontext(lambda *_: pixels))
+    monkeypatch.setattr(image_encoder, "Decoders", lambda _: contextlib.nullcontext(lambda *_: pixels))
     monkeypatch.setattr(extraction, "block_rows", lambda dim: 200)
 
     def peaks(images):

@@ -16,10 +16,10 @@ from fake import Factory
 from test_extraction import run
 
 from pipeline.errors import ImageError, PipelineError, UsageError
-from pipeline.features import extraction
+from pipeline.features import image_encoder
 from pipeline.images.decode import load_pixels
 from pipeline.images.isolation import Decoders
-from pipeline.images.views import load_views
+from pipeline.images.views import load_flat
 
 HERE = str(Path(__file__).parent)
 
@@ -45,9 +45,9 @@ def troubled(content, *arguments):
     return load_pixels(content, *arguments) if arguments else np.frombuffer(content, np.uint8)
 
 
-def troubled_views(content, *arguments):
-    """Do the same as `load_views` is asked to."""
-    return troubled(content, *arguments[:2])[np.newaxis]
+def troubled_views(content, specs):
+    """Do the same as `load_flat` is asked to."""
+    return troubled(content, *specs[0][:2]).ravel()
 
 
 def reason(decode, content):
@@ -202,8 +202,8 @@ def test_no_child_can_be_started(monkeypatch):
 def test_an_extraction_survives_its_decoders(photos, tmp_path, monkeypatch):
     (photos / "ant" / "5.png").write_bytes(b"die")
     (photos / "bee" / "5.png").write_bytes(b"hang")
-    monkeypatch.setattr(extraction, "load_views", troubled_views)
-    monkeypatch.setattr(extraction, "Decoders", lambda function: Decoders(function, time_limit=0.5))
+    monkeypatch.setattr(image_encoder, "load_flat", troubled_views)
+    monkeypatch.setattr(image_encoder, "Decoders", lambda function: Decoders(function, time_limit=0.5))
     with run(photos, tmp_path / "f.h5") as store:
         assert len(store) == 15
         assert {path: reason.split(":")[0] for path, reason in store.skipped.items()} == {
@@ -212,7 +212,7 @@ def test_an_extraction_survives_its_decoders(photos, tmp_path, monkeypatch):
         }
     # Another day, another Pillow: what crashed or hung is tried again though its file is the same.
     with monkeypatch.context() as patch:
-        patch.setattr(extraction, "load_views", load_views)
+        patch.setattr(image_encoder, "load_flat", load_flat)
         with run(photos, tmp_path / "f.h5") as store:
             assert {reason.split(":")[0] for reason in store.skipped.values()} == {"not-an-image"}
 
@@ -230,7 +230,7 @@ def test_no_process_is_started_when_there_is_nothing_to_decode(photos, tmp_path,
 
 def test_an_interrupt_does_not_wait_for_a_decode_that_hangs(photos, tmp_path, monkeypatch):
     (photos / "cow" / "9.png").write_bytes(b"hang")
-    monkeypatch.setattr(extraction, "load_views", troubled_views)
+    monkeypatch.setattr(image_encoder, "load_flat", troubled_views)
     started, main = time.monotonic(), threading.main_thread().ident
 
     def progress(done, total):

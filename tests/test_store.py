@@ -80,7 +80,7 @@ def test_what_is_written_is_read(tmp_path, paths, dim, text, data):
         assert store.index.created_with == index.created_with
         np.testing.assert_array_equal(store.features, vectors)
         order = np.array(data.draw(st.lists(st.integers(0, len(paths) - 1), max_size=9)) if paths else [], np.int64)
-        np.testing.assert_array_equal(store.take(order), vectors[order])
+        np.testing.assert_array_equal(store.take(order), vectors[order, None])
     assert verify(target) == []
     assert [each.name for each in tmp_path.iterdir()] == ["s.h5"], "a temporary file was left"
 

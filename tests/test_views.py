@@ -14,10 +14,11 @@ from pipeline.errors import RecipeMismatchError, UsageError
 from pipeline.features.extraction import fill_store
 from pipeline.features.recipe import Recipe
 from pipeline.features.store import FeatureStore, verify
+from pipeline.images import views as views_module
 from pipeline.images.decode import load_pixels
 from pipeline.images.manifest import Manifest
 from pipeline.images.resize import RESIZE_POLICIES
-from pipeline.images.views import load_views, parse_views
+from pipeline.images.views import PixelSpec, parse_views
 from pipeline.prediction import predict
 
 SMALL = {"backbone": "mobilenet_0.25", "weights": "random", "size": 32}
@@ -28,6 +29,10 @@ def photo():
     """A picture whose every column and row differs."""
     across, down = np.meshgrid(np.arange(60), np.arange(40))
     return Image.fromarray(np.stack([4 * across, 6 * down, (across * down) % 251], axis=2).astype(np.uint8))
+
+
+def load_views(source, size, resize="squash", views="1"):
+    return views_module.load_views(source, [PixelSpec(size, resize, parse_views(views))])[0]
 
 
 def fill(photos, out, views, batch_size=4, **options):

@@ -22,15 +22,17 @@ from numpy.typing import NDArray
 from pipeline.bundles.card import model_card
 from pipeline.bundles.head_files import SKOPS_FILE, WEIGHTS_FILE, read_head, write_head
 from pipeline.errors import BundleError, IntegrityError, UsageError, WeightsError
-from pipeline.features.engines import Encoder, Speed, make_encoder
+from pipeline.features.engines import Encoder, make_encoder
+from pipeline.features.image_encoder import ImageEncoder
+from pipeline.features.options import Speed
 from pipeline.features.recipe import Recipe
+from pipeline.features.store import with_view_axis
 from pipeline.features.weights import FILE, TUNED, check_digest
-from pipeline.files import publish
+from pipeline.files import publish, writing
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.classifiers import class_probabilities
 from pipeline.heads.multilabel import MultiLabel
 from pipeline.images.decode import Source
-from pipeline.images.views import load_kinds, split_kinds
 from pipeline.trust.safeguards import CALIBRATION_FILE, NOVELTY_FILE, Safeguards
 
 SCHEMA_VERSION = 2
@@ -126,6 +128,17 @@ class Bundle:
             self._encoders[speed] = [make_encoder(recipe, speed) for recipe in self.inputs]
         return self._encoders[speed]
 
+    def image_encoder(self, speed: Speed = Speed(), *, isolated: bool = True) -> ImageEncoder:
+        """Return what turns images into the vectors that `probabilities` expects; a context manager.
+
+        Parameters
+        ----------
+        speed : Speed
+        isolated : bool
+            Decode in child processes.
+        """
+        return ImageEncoder(self.inputs, lambda: self.encoders(speed), speed.threads(), isolated=isolated)
+
     def probabilities(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
         """Turn vectors into probabilities.
 
@@ -149,7 +162,7 @@ class Bundle:
                 f"features have shape {features.shape}, expected (n, {sum(self.dims)}): vectors of {self.describe()}"
             )
         head = self.affine or self.estimator()
-        return class_probabilities(head, features, len(self.classes), self.safeguards.calibrate)
+        return class_probabilities(head, with_view_axis(features), len(self.classes), self.safeguards.calibrate)
 
     def predict_proba(self, images: Source | Sequence[Source], speed: Speed = Speed()) -> NDArray[np.float64]:
         """Return the probability of each class for each image, float64 (n, number of classes).
@@ -157,7 +170,7 @@ class Bundle:
         Parameters
         ----------
         images : path, bytes, PIL image or uint8 array, or a sequence of them
-            All are decoded at once; for many, use `pipeline.predict`, which streams.
+            They are decoded in this process; for many images, or images of strangers, use `pipeline.predict`.
 
         Raises
         ------
@@ -167,14 +180,8 @@ class Bundle:
             If the weights are absent or have changed.
         """
         batch: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
-        kinds = [(recipe.size, recipe.resize, recipe.views) for recipe in self.inputs]
-        decoded = [split_kinds(load_kinds(image, kinds), kinds) for image in batch]
-        blocks = []
-        for number, encoder in enumerate(self.encoders(speed)):
-            none = np.empty((0, encoder.recipe.size, encoder.recipe.size, 3), np.uint8)
-            pixels = np.concatenate([none, *(parts[number] for parts in decoded)])
-            blocks.append(encoder.encode(pixels).reshape(len(batch), -1, encoder.dim))
-        return self.probabilities(np.concatenate(blocks, axis=2))
+        with self.image_encoder(speed, isolated=False) as encoder:
+            return self.probabilities(encoder.vectors(batch))
 
     def predict(self, images: Source | Sequence[Source], speed: Speed = Speed()) -> NDArray[np.str_]:
         """Return the most probable class of each image, an array of str (n,); see `predict_proba`.
@@ -218,7 +225,7 @@ class Bundle:
             raise UsageError(f"{str(path)!r} names no folder; give one such as artifacts/photos.bundle")
         if target.exists() and not (target / DESCRIPTION).is_file() and (target.is_file() or any(target.iterdir())):
             raise BundleError(f"{target} exists and is no bundle; choose another --out")
-        try:
+        with writing(target, BundleError):
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
                 fresh = Path(folder) / "new"
@@ -230,8 +237,6 @@ class Bundle:
                     _exchange(fresh, target)
                 else:
                     fresh.rename(target)
-        except OSError as error:
-            raise BundleError(f"cannot write {target}: {error.strerror}; make space or choose another --out") from error
         return target
 
     def _write(self, folder: Path) -> None:

@@ -9,7 +9,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,24 +18,19 @@ from numpy.typing import NDArray
 
 from pipeline.errors import StoreError, UsageError, installed_versions
 from pipeline.features.engines import Encoder, make_encoder
+from pipeline.features.image_encoder import ImageEncoder, Pixels
 from pipeline.features.options import RecipeOptions, Speed, Storage
 from pipeline.features.plan import Found, Fresh, Parts, Plan, examine
 from pipeline.features.recipe import Recipe
 from pipeline.features.store import FeatureStore, Index, Skipped, block_rows, write_store
 from pipeline.files import locked
-from pipeline.images.isolation import Decoders
 from pipeline.images.manifest import Manifest
 from pipeline.images.texts import Texts
-from pipeline.images.views import load_views, parse_views
 from pipeline.options import accepts_fields
-from pipeline.parallel import Progress, ahead
+from pipeline.parallel import Progress
 from pipeline.wording import count_of
 
 PART_SECONDS = 20.0  # a killed run loses at most what came in since the last part
-_AHEAD_BYTES = 64 << 20  # decoded pixels that may wait for the network
-_NO_PIXELS = np.empty((0, 0, 0, 3), np.uint8)
-
-Batch = list[tuple[int, Fresh]]  # images by their number in the manifest
 
 
 @dataclass(frozen=True)
@@ -193,65 +187,32 @@ def _run(
     threads: int,
     progress: Progress | None,
 ) -> int:
-    """Send what is to do through the encoder, part by part; return how many images were."""
+    """Encode the images that need it, part by part; return how many were encoded."""
     todo, manifest = plan.todo(), plan.manifest
     if not len(todo):
         return 0
     known = parts.digests()
-    done = len(manifest) - len(todo)
-    views = parse_views(parts.recipe.views).count
-    window = decode_window(parts.recipe.size, threads, views)
-    writer: PartWriter | None = None
+    writer = PartWriter(plan, parts, make_encoder)
 
-    def batches() -> Iterator[tuple[Encoder, Batch]]:
-        nonlocal writer, done
-        batch: Batch = []
-        for image, result in ahead(
-            decoders,
-            map(int, todo),
-            lambda image: examine(manifest.path_of(image), known, parts.recipe, decode),
-            window,
-        ):
+    def fresh(images: ImageEncoder) -> Iterator[tuple[tuple[int, Fresh], Pixels]]:
+        """Yield the images that must be encoded; settle the others."""
+        examined = images.decoded(map(int, todo), lambda image: examine(manifest.path_of(image), known, images.decode))
+        for done, (image, result) in enumerate(examined, start=len(manifest) - len(todo) + 1):
             if isinstance(result, Found):
                 plan.settle(image, result)
             else:
-                # Made late: files that were only touched, or cannot be read, need no network.
-                writer = writer or PartWriter(plan, parts, make_encoder())
-                batch.append((image, result))
-                if (len(batch) + 1) * views > writer.encoder.batch_size:
-                    yield writer.encoder, batch
-                    batch = []
-            done += 1
+                yield (image, result[0]), result[1]
             if progress:
                 progress(done, len(manifest))
-        if writer and batch:
-            yield writer.encoder, batch
 
-    with (
-        ThreadPoolExecutor(threads, thread_name_prefix="decode") as decoders,
-        ThreadPoolExecutor(1, thread_name_prefix="encode") as network,
-        Decoders(load_views) as decode,
-    ):
+    # Networks are made late: files that were only touched, or cannot be read, need none.
+    with ImageEncoder([parts.recipe], writer.make_encoders, threads) as images:
         try:
-            # The next batch is gathered, and the last one put away, while the network works on this one.
-            for (_, batch), vectors in ahead(network, batches(), _encode, 2):
-                if writer:
-                    writer.add(batch, vectors)
+            for batch in images.encoded(fresh(images)):
+                writer.add(batch)
         finally:
-            if writer:
-                writer.commit()  # also when interrupted: the next run goes on from here
-    return writer.extracted if writer else 0
-
-
-def _encode(work: tuple[Encoder, Batch]) -> NDArray[np.float32]:
-    encoder, batch = work
-    vectors = encoder.encode(np.concatenate([fresh.pixels for _, fresh in batch]))
-    return vectors.reshape(len(batch), -1, encoder.dim)
-
-
-def decode_window(size: int, threads: int, views: int = 1) -> int:
-    """Return how many decoded images of `views` times `size` pixels may wait for the network."""
-    return max(2 * threads, min(64, _AHEAD_BYTES // (3 * views * size**2)))
+            writer.commit()  # also when interrupted: the next run continues from here
+    return writer.extracted
 
 
 def _check_same_images(plan: Plan, target: Path) -> None:
@@ -263,29 +224,34 @@ def _check_same_images(plan: Plan, target: Path) -> None:
 
 
 class PartWriter:
-    """Gathers rows for the next part."""
+    """Collects encoded images and writes them as parts."""
 
-    def __init__(self, plan: Plan, parts: Parts, encoder: Encoder) -> None:
-        parts.settle(encoder)
+    def __init__(self, plan: Plan, parts: Parts, make_encoder: Callable[[], Encoder]) -> None:
         self.plan = plan
         self.parts = parts
-        self.encoder = encoder
         self.extracted = 0
-        self._rows: Batch = []
+        self._make_encoder = make_encoder
+        self._rows: list[tuple[int, Fresh]] = []
         self._vectors: list[NDArray[np.float32]] = []
         self._since = time.monotonic()
 
-    def add(self, batch: Batch, vectors: NDArray[np.float32]) -> None:
-        """Take the vectors (n, views, dim) of a batch; commit when a part is full or overdue."""
-        finite = np.asarray(np.isfinite(vectors).all(axis=(1, 2)))
-        for (image, fresh), vector, sound in zip(batch, vectors, finite.tolist(), strict=True):
-            if sound:
-                self._rows.append((image, fresh._replace(pixels=_NO_PIXELS)))
-                self._vectors.append(vector)
+    def make_encoders(self) -> list[Encoder]:
+        """Make the encoder, and check that it fits the parts that are there."""
+        self.encoder = self._make_encoder()
+        self.parts.settle(self.encoder)
+        self._since = time.monotonic()
+        return [self.encoder]
+
+    def add(self, batch: Sequence[tuple[tuple[int, Fresh], NDArray[np.float32]]]) -> None:
+        """Take the vectors (views, dim) of some images; commit when a part is full or overdue."""
+        for (image, fresh), vectors in batch:
+            if np.isfinite(vectors).all():
+                self._rows.append((image, fresh))
+                self._vectors.append(vectors)
             else:
                 self.plan.settle(image, Found(fresh.stamp, reason="not-finite: the network gave no finite vector"))
         overdue = time.monotonic() - self._since > PART_SECONDS
-        if len(self._rows) >= block_rows(vectors[0].size) or overdue:
+        if len(self._rows) >= block_rows(batch[0][1].size) or overdue:
             self.commit()
 
     def commit(self) -> None:

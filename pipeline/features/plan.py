@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.errors import ImageError, IntegrityError, RecipeMismatchError, StoreError, UsageError
 from pipeline.features.engines import Encoder
 from pipeline.features.hdf5 import is_replaceable
+from pipeline.features.image_encoder import Pixels
 from pipeline.features.options import Storage
 from pipeline.features.recipe import Recipe
 from pipeline.features.store import FeatureStore, Index, write_part
@@ -36,11 +37,10 @@ class Found(NamedTuple):
 
 
 class Fresh(NamedTuple):
-    """An image that must go through the network: pixels are uint8 of shape (views, size, size, 3)."""
+    """An image that must be encoded: its stamp and the SHA-256 of its bytes."""
 
     stamp: tuple[int, int]
     digest: bytes
-    pixels: NDArray[np.uint8]
 
 
 class Parts:
@@ -240,15 +240,15 @@ class Digests:
         return source, row - int(self._starts[source])
 
 
-def examine(path: Path, known: Digests, recipe: Recipe, decode: Callable[..., NDArray[np.uint8]]) -> Found | Fresh:
-    """Read one file: find its bytes among the stored rows, else decode it, else say why not."""
+def examine(path: Path, known: Digests, decode: Callable[[bytes], Pixels]) -> Found | tuple[Fresh, Pixels]:
+    """Read a file; find its bytes among the stored rows, or decode it, or return why it cannot be decoded."""
     stamp = stamp_of(path)
     try:
         content = read_bytes(path)
         digest = hashlib.sha256(content).digest()
         if place := known.find(digest):
             return Found(stamp, *place)
-        return Fresh(stamp, digest, decode(content, recipe.size, recipe.resize, recipe.views))
+        return Fresh(stamp, digest), decode(content)
     except ImageError as error:
         return Found(stamp, reason=str(error))
 

@@ -1,6 +1,7 @@
 """`Recipe`: everything that determines a vector, and nothing that only changes speed."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -17,7 +18,7 @@ from pipeline.features.options import RecipeOptions as RecipeOptions
 from pipeline.features.weights import FILE, IMAGENET, TUNED, file_sha256, imagenet_file, is_published, parse_weights
 from pipeline.images.decode import PIXELS_VERSION
 from pipeline.images.resize import RESIZE_POLICIES
-from pipeline.images.views import ONE, parse_views
+from pipeline.images.views import ONE, PixelSpec, parse_views
 from pipeline.options import accepts_fields
 from pipeline.wording import closest
 
@@ -176,6 +177,11 @@ class Recipe:
         """The row of the table, None for a whole ``.keras`` model."""
         return None if self.backbone == CUSTOM else find_backbone(self.backbone)
 
+    @functools.cached_property
+    def pixels(self) -> PixelSpec:
+        """The pixels that the network expects of an image; the text of `views` is parsed here, once."""
+        return PixelSpec(self.size, self.resize, parse_views(self.views))
+
     def identity(self) -> dict[str, Any]:
         """Return all that determines a vector, as plain data."""
         data = self._data()
@@ -241,7 +247,7 @@ class Recipe:
             if not isinstance(getattr(self, name), kind):
                 raise TypeError(f"{name} is {getattr(self, name)!r}, expected {kind.__name__}")
         _check_choices(self)
-        parse_views(self.views)
+        self.pixels  # noqa: B018 - raises for unknown views
         if self.row is None and self.weights != FILE:
             raise ValueError(f"a .keras model has weights {self.weights!r}, expected 'file'")
 

@@ -7,7 +7,6 @@ error instead of a wrong value is in `pipeline.features.hdf5`.
 
 import io
 import json
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +21,8 @@ from numpy.typing import NDArray
 from pipeline.errors import IntegrityError, StoreError
 from pipeline.features import hdf5
 from pipeline.features.recipe import Recipe
-from pipeline.files import publish
+from pipeline.files import KEPT, publish, writing
 from pipeline.images.texts import Positions, Texts
-from pipeline.images.views import parse_views
 
 FORMAT = "twostage-features"
 FORMAT_VERSION = 1
@@ -94,7 +92,7 @@ class Index:
     @property
     def row_shape(self) -> tuple[int, ...]:
         """What the file holds for an image: ``(dim,)``, or ``(views, dim)`` with several views."""
-        views = parse_views(self.recipe.views).count
+        views = self.recipe.pixels.views.count
         return (self.dim,) if views == 1 else (views, self.dim)
 
     def same_content(self, other: "Index") -> bool:
@@ -192,7 +190,7 @@ class FeatureStore:
     @property
     def views(self) -> int:
         """Number of views of each image."""
-        return parse_views(self.recipe.views).count
+        return self.index.recipe.pixels.views.count
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -247,25 +245,31 @@ class FeatureStore:
 
     def rows(self, start: int, stop: int) -> NDArray[np.float32]:
         """Return the vectors of rows ``[start, stop)`` as float32, shaped as `features`."""
-        with hdf5.guard(self.path):
-            return np.asarray(self._features[start:stop], np.float32)
+        vectors = self._read(start, stop)
+        return vectors[:, 0] if self.views == 1 else vectors
 
     def take(self, rows: NDArray[np.integer]) -> NDArray[np.float32]:
-        """Return the vectors of any rows, in the order given, as float32, shaped as `features`."""
-        taken = np.empty((len(rows), *self.shape[1:]), np.float32)
+        """Return the vectors of any rows, in the order given, as float32 of shape (n, views, dim)."""
+        taken = np.empty((len(rows), self.views, self.dim), np.float32)
         order = np.argsort(rows, kind="stable")
         ordered = rows[order]
-        # Neighbours are read together: one call for each run of consecutive rows.
+        # Consecutive rows are read in one call.
         breaks = np.flatnonzero(np.diff(ordered) != 1) + 1
         for run in np.split(np.arange(len(rows)), breaks) if len(rows) else []:
-            taken[order[run]] = self.rows(int(ordered[run[0]]), int(ordered[run[-1]]) + 1)
+            taken[order[run]] = self._read(int(ordered[run[0]]), int(ordered[run[-1]]) + 1)
         return taken
 
     def blocks(self, nbytes: int = BLOCK_BYTES) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Yield ``(start, vectors)`` over all rows, about `nbytes` at a time."""
-        step = block_rows(math.prod(self.shape[1:]), nbytes)
+        """Yield ``(start, vectors)`` over all rows, about `nbytes` at a time; vectors are (n, views, dim)."""
+        step = block_rows(self.views * self.dim, nbytes)
         for start in range(0, len(self), step):
-            yield start, self.rows(start, min(start + step, len(self)))
+            yield start, self._read(start, min(start + step, len(self)))
+
+    def _read(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Read rows ``[start, stop)`` as float32 of shape (n, views, dim)."""
+        with hdf5.guard(self.path):
+            vectors = np.asarray(self._features[start:stop], np.float32)
+        return with_view_axis(vectors)
 
 
 def block_rows(values: int, nbytes: int = BLOCK_BYTES) -> int:
@@ -292,27 +296,27 @@ def write_store(path: Path, index: Index, vectors: Iterable[NDArray[np.float32]]
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("w+b") as raw, ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
-            shield = hdf5.Shield(raw)
-            # Python raises a signal's exception in the main thread alone: never in the midst of HDF5.
-            work = writer.submit(_write_through, shield, index, vectors, dtype)
-            try:
-                work.result()
-            except BaseException as error:
-                shield.error = shield.error or error
-                raise
-        publish(temporary, path)
-    except (OSError, RuntimeError) as error:
-        raise StoreError(
-            f"cannot write {path}: {getattr(error, 'strerror', None) or error}; make space or choose another --out"
-        ) from error
+        with writing(path, StoreError):
+            with temporary.open("w+b") as raw, ThreadPoolExecutor(1, thread_name_prefix="write") as writer:
+                shield = hdf5.Shield(raw)
+                # Signals raise in the main thread only: never within HDF5.
+                work = writer.submit(_write_through, shield, index, vectors, dtype)
+                try:
+                    work.result()
+                except BaseException as error:
+                    shield.error = shield.error or error
+                    raise
+            publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def _write_through(shield: hdf5.Shield, index: Index, vectors: Iterable[NDArray[np.float32]], dtype: str) -> None:
-    with hdf5.new_file(shield) as file:
-        _fill(file, index, shield.while_sound(vectors), dtype)
+    try:
+        with hdf5.new_file(shield) as file:
+            _fill(file, index, shield.while_sound(vectors), dtype)
+    except RuntimeError as error:  # from HDF5, when a full disk keeps it from closing the file
+        raise OSError(str(error)) from error
     if shield.error:
         raise shield.error
 
@@ -330,18 +334,20 @@ def write_part(path: Path, index: Index, vectors: NDArray[np.float32]) -> None:
         _fill(file, index, [vectors], "float32")
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_bytes(image.getbuffer())
-        publish(temporary, path)
-    except OSError as error:
+        with writing(path, StoreError, KEPT):
+            temporary.write_bytes(image.getbuffer())
+            publish(temporary, path)
+    finally:
         temporary.unlink(missing_ok=True)
-        raise StoreError(
-            f"cannot write {path}: {error.strerror}; make space and run the command again, what was done is kept"
-        ) from error
 
 
-def first_view(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the vectors (n, dim) of the images as they are, of rows with several views or with one."""
-    return vectors if vectors.ndim == 2 else vectors[:, 0]
+def with_view_axis(vectors: NDArray[Any]) -> NDArray[Any]:
+    """Return vectors (n, dim) or (n, views, dim), as users and feature files have them, as (n, views, dim).
+
+    >>> with_view_axis(np.zeros((5, 3))).shape
+    (5, 1, 3)
+    """
+    return vectors[:, None] if vectors.ndim == 2 else vectors
 
 
 def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> list[str]:
@@ -372,7 +378,7 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
     try:
         with FeatureStore(path) as store:
             for start, vectors in store.blocks():
-                bad = np.flatnonzero(~np.isfinite(vectors).reshape(len(vectors), -1).all(axis=1))
+                bad = np.flatnonzero(~np.isfinite(vectors).all(axis=(1, 2)))
                 problems += [f"row {row} ({store.paths[row]!r}) is not finite" for row in (start + bad).tolist()]
                 if progress:
                     progress(start + len(vectors), len(store))

@@ -11,8 +11,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from pipeline.errors import UsageError
 from pipeline.features.engines import Encoder, make_encoder
+from pipeline.features.image_encoder import ImageEncoder
 from pipeline.features.recipe import Recipe
-from pipeline.images.decode import load_pixels
+from pipeline.parallel import cores
 
 
 class BottleneckFeatures(TransformerMixin, BaseEstimator):
@@ -96,13 +97,9 @@ class BottleneckFeatures(TransformerMixin, BaseEstimator):
         images = _images(X)
         if self._encoder is None:  # after unpickling
             self._encoder = make_encoder(self.recipe_)
-        encoder, size = self._encoder, self.recipe_.size
-        vectors = np.empty((len(images), encoder.dim), np.float32)
-        for start in range(0, len(images), encoder.batch_size):
-            batch = images[start : start + encoder.batch_size]
-            pixels = np.stack([load_pixels(image, size, self.recipe_.resize) for image in batch])
-            vectors[start : start + len(batch)] = encoder.encode(pixels)
-        return vectors
+        encoder = self._encoder
+        with ImageEncoder([self.recipe_], lambda: [encoder], cores(), isolated=False) as stream:
+            return stream.vectors(images)[:, 0]
 
     def get_feature_names_out(self, input_features: object = None) -> NDArray[np.object_]:
         """Return a name for each column: ``last_0``, or the layer's name and a number."""

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from pipeline.errors import LockedError, PipelineError, StoreError, UsageError
 from pipeline.features.neighbours import nearest, unit_rows
-from pipeline.features.store import FeatureStore, first_view
-from pipeline.files import locked, replacing
+from pipeline.features.store import FeatureStore
+from pipeline.files import locked, replacing, writing
 
 _FORMAT = "twostage-index 1"
 _AXES = 128  # principal axes that are kept, a byte each
@@ -93,7 +93,7 @@ class VectorIndex:
         cells.nprobe = min(cells.nlist, max(_LEAST, cells.nlist // _VISITED))
         _, candidates = self._index.search(unit_rows(np.asarray(query, np.float32)[None]), _CANDIDATES * k)
         rows = np.sort(candidates[candidates >= 0])
-        best, cosines = nearest(query, [(0, first_view(self.store.take(rows)))], k)
+        best, cosines = nearest(query, [(0, self.store.take(rows)[:, 0])], k)
         return rows[best], cosines
 
 
@@ -131,7 +131,7 @@ def _build(store: FeatureStore, seed: int, progress: Callable[[int, int], None] 
     cells.train(np.concatenate([axes.apply(vectors) for vectors in drawn]))
     index = faiss.IndexPreTransform(axes, cells)
     for start, vectors in store.blocks():
-        index.add(unit_rows(first_view(vectors)))
+        index.add(unit_rows(vectors[:, 0]))
         if progress:
             progress(start + len(vectors), len(store))
     return index
@@ -142,24 +142,21 @@ def _drawn(store: FeatureStore, count: int, rng: np.random.Generator) -> Iterato
     length = max(1, min(_RUN // (4 * store.dim), count // 64))
     runs = np.arange(0, len(store), length)
     for start in np.sort(rng.permutation(runs)[: -(-count // length)]).tolist():
-        yield unit_rows(first_view(store.rows(start, min(start + length, len(store)))))
+        yield unit_rows(store.take(np.arange(start, min(start + length, len(store))))[:, 0])
 
 
 def _write(path: Path, stamp: str, index: Any) -> None:
     faiss = _faiss()
     digest = hashlib.sha256()
-    try:
-        with replacing(path) as file:
+    with writing(path, StoreError, "make space"), replacing(path) as file:
 
-            def write(content: bytes) -> int:
-                digest.update(content)
-                return file.write(content)
+        def write(content: bytes) -> int:
+            digest.update(content)
+            return file.write(content)
 
-            write(_header(stamp))
-            faiss.write_index(index, faiss.PyCallbackIOWriter(write))
-            file.write(digest.digest())
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror}; make space") from error
+        write(_header(stamp))
+        faiss.write_index(index, faiss.PyCallbackIOWriter(write))
+        file.write(digest.digest())
 
 
 def _read(path: Path, stamp: str) -> Any:

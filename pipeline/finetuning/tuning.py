@@ -333,7 +333,7 @@ def _check_start(blocks: LastBlocks, maps: FeatureStore, head: Any, data: Traini
         )
     rows = np.flatnonzero(np.array(maps.splits) == "validation")[:_CHECKED]
     vectors = data.X[Positions(Texts.of(data.paths)).find(paths.take(rows)), 0]
-    own = maps.take(rows).reshape(len(rows), maps.views, -1)[:, 0]
+    own = maps.take(rows)[:, 0]
     if (away := np.abs(blocks.probabilities(own) - head.predict_proba(vectors)).max()) > _TOLERANCE:
         raise TrainingError(
             f"feature maps after {blocks.after} lead to other probabilities than the stored vectors do (by {away:.2f}):"
@@ -359,7 +359,7 @@ class _Samples:
     def read(self, samples: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the feature maps (n, d) and targets (n, k) of samples."""
         rows, view = np.divmod(samples, self._maps.views)
-        maps = self._maps.take(rows).reshape(len(rows), self._maps.views, -1)
+        maps = self._maps.take(rows)
         return maps[np.arange(len(rows)), view], self._targets[self._codes[rows]]
 
 

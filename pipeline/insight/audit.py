@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.errors import UsageError
 from pipeline.features.duplicates import MIN_COLUMNS, Pairs, equal, join_groups, near_duplicates
 from pipeline.features.neighbours import standardise, unit_rows
-from pipeline.features.store import FeatureStore, first_view
+from pipeline.features.store import FeatureStore
 from pipeline.features.weights import TUNED
 from pipeline.heads.arrays import softmax
 from pipeline.images.findings import EXCLUDE, KEEP, REVIEW, Finding
@@ -156,7 +156,7 @@ class _Checks:
         )
 
     def run(self) -> list[Finding]:
-        vectors = first_view(self.store.features)
+        vectors = self.store.take(np.arange(len(self.store)))[:, 0]
         if vectors.shape[1] < MIN_COLUMNS:
             self.notes.append(f"vectors of {vectors.shape[1]} numbers are too short to tell near duplicates")
         near = near_duplicates(vectors)

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from pipeline.errors import PipelineError, UsageError
 from pipeline.features.engines import Speed, make_encoder
 from pipeline.features.neighbours import nearest
-from pipeline.features.store import FeatureStore, first_view
+from pipeline.features.store import FeatureStore
 from pipeline.features.vector_index import VectorIndex
 from pipeline.images.decode import load_pixels, open_rgb
 from pipeline.insight.pictures import lost_note, path_of, thumbnail, thumbnails
@@ -88,7 +88,7 @@ def find_similar(
     if index:
         rows, cosines = index.nearest(query, k)
     else:
-        rows, cosines = nearest(query, ((start, first_view(vectors)) for start, vectors in store.blocks()), k)
+        rows, cosines = nearest(query, ((start, vectors[:, 0]) for start, vectors in store.blocks()), k)
     return [
         Similar(store.paths[row], store.classes[label] if label >= 0 else "", float(cosine), row)
         for row, label, cosine in zip(rows.tolist(), store.labels[rows].tolist(), cosines.tolist(), strict=True)

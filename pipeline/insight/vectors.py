@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.errors import PipelineError, UsageError
-from pipeline.features.store import FeatureStore, first_view
+from pipeline.features.store import FeatureStore
 from pipeline.files import replacing
 from pipeline.insight.pictures import path_of
 
@@ -54,7 +54,7 @@ def export_vectors(features: FeatureStore | str | os.PathLike[str], out: str | o
     try:
         with replacing(target) as file, pq.ParquetWriter(file, schema) as writer:
             for start, vectors in store.blocks():
-                own = first_view(vectors)
+                own = vectors[:, 0]
                 rows = range(start, start + len(own))
                 columns = {
                     "path": [_plain(store.paths[row]) for row in rows],

@@ -5,7 +5,6 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,11 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ImageError, PipelineError, TrainingError, UsageError
 from pipeline.features.engines import Speed, make_encoder
+from pipeline.features.image_encoder import ImageEncoder
 from pipeline.features.store import FeatureStore
 from pipeline.features.weights import TUNED
 from pipeline.heads.classifiers import AUTO, make_head
 from pipeline.images.decode import read_bytes
-from pipeline.images.views import load_views
 from pipeline.metrics.intervals import wilson_interval
 from pipeline.metrics.transferability import logme
 from pipeline.training.training_data import Features, load_training_data
@@ -188,17 +187,12 @@ def measure_cost(store: FeatureStore, speed: Speed = Speed()) -> float | None:
     except PipelineError:
         return None
 
-    def encode() -> float:
-        started = time.perf_counter()
-        with ThreadPoolExecutor(speed.threads()) as pool:
-            kind = recipe.size, recipe.resize, recipe.views
-            pixels = list(pool.map(lambda content: load_views(content, *kind), contents))
-        encoder.encode(np.concatenate(pixels))
-        return time.perf_counter() - started
-
     try:
-        encode()
-        return 1000 * encode() / len(contents)
+        with ImageEncoder([recipe], lambda: [encoder], speed.threads(), isolated=False) as images:
+            images.vectors(contents)
+            started = time.perf_counter()
+            images.vectors(contents)
+            return 1000 * (time.perf_counter() - started) / len(contents)
     except ImageError:  # it could be read when the file was made
         return None
 

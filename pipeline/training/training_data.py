@@ -193,7 +193,6 @@ def _with_duplicates(
 def _vectors(store: FeatureStore, rows: NDArray[np.int64]) -> NDArray[np.float32]:
     """Read the vectors (n, v, dim) of some rows of a file."""
     block = store.take(rows)
-    block = block.reshape(len(rows), -1, block.shape[-1])
     if bad := np.count_nonzero(~np.isfinite(block).all(axis=(1, 2))):
         raise TrainingError(f"{bad} vectors of {store.path} are not finite; check it with verify.py")
     return block

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.features.store import first_view
+from pipeline.features.store import with_view_axis
 from pipeline.heads.temperature import temper
 from pipeline.metrics.reliability_curve import reliability
 from pipeline.trust.abstention import CONFIDENCE, accepted, learn_threshold
@@ -75,7 +75,7 @@ class Safeguards:
             statuses[probabilities.max(axis=1, initial=0.0) < self.threshold] = ABSTAIN
         if self.novelty is None:
             return statuses.tolist(), [None] * len(vectors)
-        scores = self.novelty.score(first_view(vectors))
+        scores = self.novelty.score(with_view_axis(vectors)[:, 0])
         statuses[scores > 1] = NOVEL
         return statuses.tolist(), scores.tolist()
 

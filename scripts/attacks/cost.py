@@ -45,7 +45,7 @@ def repeatability(work: Path, scale: float, seed: int) -> Counts:
 def cost_of_safety(work: Path, scale: float, seed: int) -> Counts:
     """Extract photographs and measure the time spent in syncs, digests, checksums and decoder processes."""
     from pipeline import Speed, extract
-    from pipeline.features import extraction, plan, store
+    from pipeline.features import image_encoder, plan, store
     from pipeline.images.manifest import Manifest
 
     folder = Path(os.environ.get("TWOSTAGE_DATA", "")) / "clothing" / "train"
@@ -69,7 +69,7 @@ def cost_of_safety(work: Path, scale: float, seed: int) -> Counts:
         seconds, cpu = run("safe.h5")
     isolation = 0.0
     for number in range(3):
-        with _patched(extraction, "Decoders", contextlib.nullcontext):
+        with _patched(image_encoder, "Decoders", contextlib.nullcontext):
             isolation -= run(f"alone{number}.h5")[1] / 3
         isolation += run(f"isolated{number}.h5")[1] / 3
     with store.FeatureStore(work / "safe.h5") as made:

@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.features.recipe import Recipe
-from pipeline.images.views import parse_views
 
 RECIPE = Recipe("mobilenet", "random:0", weights_sha256="0" * 64, size=8)
 
@@ -28,7 +27,7 @@ class FakeEncoder:
         """Return the mean colour of each image."""
         assert pixels.dtype == np.uint8
         assert pixels.shape[1:] == (self.recipe.size, self.recipe.size, 3)
-        assert len(pixels) <= max(self.batch_size, parse_views(self.recipe.views).count)
+        assert len(pixels) <= max(self.batch_size, self.recipe.pixels.views.count)
         self.images += len(pixels)
         return np.asarray(pixels.mean(axis=(1, 2)), np.float32)
 

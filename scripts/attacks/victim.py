@@ -216,8 +216,8 @@ def _run(words: list[str], folder: Path, log: Path, fault: Fault | None, pause: 
         os.dup2(os.open(log.with_suffix(suffix), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     from attacks.fake import FakeEncoder
-    from pipeline import cli, prediction
-    from pipeline.features import engines, extraction
+    from pipeline import cli
+    from pipeline.features import engines, extraction, image_encoder
 
     class Slow(FakeEncoder):
         def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -227,7 +227,7 @@ def _run(words: list[str], folder: Path, log: Path, fault: Fault | None, pause: 
     engines.ENGINES.update(dict.fromkeys(engines.ENGINES, Slow))
     vars(extraction)["block_rows"] = lambda dim: PART_ROWS
     if not isolated:
-        vars(extraction)["Decoders"] = vars(prediction)["Decoders"] = _InProcess
+        vars(image_encoder)["Decoders"] = _InProcess
     steps = Steps(folder, fault)
     steps.install()
     try:
