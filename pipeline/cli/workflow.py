@@ -185,8 +185,9 @@ def predict(
     input, or the feature files of the bundle's recipes. The row of an image that cannot be read holds
     the reason.
     """
-    from pipeline import prediction
     from pipeline.bundles.bundle import Bundle
+    from pipeline.prediction import list_images, write_predictions
+    from pipeline.prediction import predict as predict_images
 
     if as_json and out == "-":
         raise UsageError("--json and --out - both write to standard output; name a file with --out")
@@ -194,16 +195,16 @@ def predict(
         raise UsageError(f"--out {out} is one of the inputs; name another file")
     started = time.monotonic()
     loaded = Bundle.load(bundle)
-    source = _feature_files(images) or prediction.list_images(images)
+    source = _feature_files(images) or list_images(images)
     without_map: list[str] = []
     with progress_bar(" images", quiet) as progress:
-        rows = prediction.predict(loaded, source, top_k=top_k, speed=speed, progress=progress)
+        rows = predict_images(loaded, source, top_k=top_k, speed=speed, progress=progress)
         if explain:
             from pipeline.insight.explain import explained
 
             stores = source if isinstance(source, list) else []
             rows = explained(loaded, rows, explain, stores=stores, lost=without_map, speed=speed)
-        counts = prediction.write_predictions(rows, out, top_k, novelty=loaded.safeguards.novelty is not None)
+        counts = write_predictions(rows, out, top_k, novelty=loaded.safeguards.novelty is not None)
     summary = _summary_of(counts, time.monotonic() - started)
     if as_json:
         print_json({"bundle": bundle, "out": out, **summary})
