@@ -16,7 +16,9 @@ from test_store import make_index
 
 from pipeline.errors import ImageError, UsageError
 from pipeline.features.store import FeatureStore, write_store
-from pipeline.insight.audit import KINDS, audit, out_of_fold, robust_z
+from pipeline.insight.audit import KINDS, audit
+from pipeline.insight.audited import robust_z
+from pipeline.insight.label_checks import RIDGE, out_of_fold
 from pipeline.insight.pictures import look_at, pack, photograph, thumbnails
 
 
@@ -72,7 +74,6 @@ def test_out_of_fold_probabilities_are_those_of_ridge_regression():
     from sklearn.model_selection import StratifiedGroupKFold
 
     from pipeline.heads.temperature import fit_temperature
-    from pipeline.insight.audit import _RIDGE
 
     X, y = clusters(n=150, d=20)
     X -= X.mean(axis=0)
@@ -81,7 +82,7 @@ def test_out_of_fold_probabilities_are_those_of_ridge_regression():
     np.testing.assert_allclose(p.sum(axis=1), 1, atol=1e-6)
     scale = np.trace(X.T @ X) / X.shape[1]
     best = None
-    for strength in _RIDGE:
+    for strength in RIDGE:
         decisions = np.empty((150, 4))
         for inner, outer in StratifiedGroupKFold(5, shuffle=True, random_state=3).split(X, y, units):
             T = np.eye(4)[y[inner]]
@@ -118,7 +119,7 @@ def test_a_class_told_apart_by_file_size_is_a_shortcut(tmp_path):
     sizes[y == 1, 0] = 1500 + np.arange((y == 1).sum()) % 9  # neither large nor small, but always about the same
     shortcuts = found(audit(store_of(tmp_path / "f.h5", X, y, sizes_mtimes=sizes), images=False), "shortcut")
     assert [f.label for f in shortcuts if f.score > 0.95] == ["b"]
-    assert "file size alone tells this class" in shortcuts[0].detail
+    assert "file size alone separates this class" in shortcuts[0].detail
     sizes[:, 0] = np.random.default_rng(9).integers(1000, 2000, 400)
     even = store_of(tmp_path / "g.h5", X, y, sizes_mtimes=sizes)
     assert not found(audit(even, images=False), "shortcut")
@@ -162,7 +163,7 @@ def test_bad_photographs_are_found(gallery):
     result = audit(gallery)
     kinds = {kind: [f.path for f in found(result, kind)] for kind in ("dark", "blank", "blurred", "odd-size")}
     assert kinds == {"dark": ["3.png"], "blank": ["5.png"], "blurred": ["7.png"], "odd-size": ["9.png"]}
-    assert any("1 image file of 40 could not be read in" in note for note in result.notes)
+    assert any("unreadable or changed since the extraction: 1 of 40 image files in" in note for note in result.notes)
     assert list(result.counts()) == [kind for kind in KINDS if found(result, kind)]
 
 
@@ -224,7 +225,7 @@ def test_pictures_are_measured_and_packed(gallery):
     assert pictures.column("width")[[0, 9]].tolist() == [80, 800]
     assert pictures.unreadable == 1
     sheets = pack({row: Image.new("RGB", (20, 20), (row, 0, 0)) for row in range(300)}, side=20)
-    assert len(sheets.addresses) == 2
+    assert len(sheets.urls) == 2
     assert sheets.style(257) == "background-image:var(--s20-1);background-position:-20px 0px"
 
 
@@ -236,7 +237,8 @@ def test_a_photograph_that_was_replaced_is_not_shown_for_the_one_extracted(galle
     with pytest.raises(ImageError, match=r"changed: .*2.png' has changed since the extraction"):
         photograph(gallery, 2)
     (note,) = (note for note in audit(gallery).notes if "image files" in note)
-    assert note.endswith("or changed since the extraction; put them back, or extract anew")
+    assert note.startswith("missing, unreadable or changed since the extraction: 2 of 40 image files in")
+    assert note.endswith("; restore them or extract again")
 
 
 def test_robust_z_of_equal_values_is_0():
@@ -245,16 +247,16 @@ def test_robust_z_of_equal_values_is_0():
 
 def test_an_empty_file_is_an_error(tmp_path):
     write_store(tmp_path / "f.h5", make_index([], 80), [np.empty((0, 80), np.float32)])
-    with pytest.raises(UsageError, match="holds no image; extract some first"):
+    with pytest.raises(UsageError, match="holds no images; extract some first"):
         audit(tmp_path / "f.h5")
 
 
 def test_the_command_prints_counts_and_writes_the_table(run, gallery, tmp_path):  # noqa: F811
     code, out, err = run("audit", gallery.path, "--out", tmp_path / "f.csv")
     assert code == 0
-    assert "      1 dark: hardly any light" in out
+    assert "      1 dark: very dark" in out
     assert "40 images: " in out
-    assert "note: 1 image file of 40" in err
+    assert "note: missing, unreadable or changed since the extraction: 1 of 40 image files" in err
     with (tmp_path / "f.csv").open() as file:
         assert {"3.png", "5.png", "7.png", "9.png"} <= {row["path"] for row in csv.DictReader(file)}
     data = json.loads(run("audit", gallery.path, "--no-images", "--json")[1])

@@ -200,7 +200,7 @@ def test_what_the_network_learned_from_is_not_asked_again(tuned, start, tmp_path
         with pytest.raises(UsageError, match=f"{refused} {what}"):
             train_head(folder / "t.h5", **options)
     with FeatureStore(folder / "t.h5") as store:
-        assert any("tuned on labels of these images, so it hides their errors" in note for note in audit(store).notes)
+        assert any("fine-tuned on these labels, so label errors may be missed" in note for note in audit(store).notes)
     recipe = Recipe.create("mobilenet_0.25", weights=folder / "t.weights.h5", size=32)
     assert recipe.weights == TUNED
     with (tmp_path / "m.csv").open("w", newline="") as file:
@@ -319,7 +319,7 @@ def test_patience_ends_it_and_the_best_weights_come_back():
     assert blocks.restored == best_epoch(history) == 2
     assert done[-1] == (4, 6)
     blocks.losses = iter([np.nan])
-    with pytest.raises(TrainingError, match=r"learning_rate=0\.0003 ran away; give a lower one"):
+    with pytest.raises(TrainingError, match=r"training diverged with learning_rate=0\.0003; give a lower one"):
         finetuning._train(blocks, Samples(), tuning, None)
 
 
@@ -342,8 +342,11 @@ def test_the_last_blocks_are_found(backbone, size, after, shape):
     ("after", "words"),
     [
         ("conv_pw_99", "the network has no layer 'conv_pw_99'; did you mean conv_pw_9"),
-        ("block_12_expand", "other layers go round 'block_12_expand'; name one that all go through, such as block_11"),
-        ("out_relu", "nothing after 'out_relu' has weights to tune; name an earlier layer"),
+        (
+            "block_12_expand",
+            "other layers bypass 'block_12_expand'; name a layer that everything passes through, such as block_11",
+        ),
+        ("out_relu", "no layer after 'out_relu' has weights to tune; name an earlier layer"),
     ],
 )  # fmt: skip
 def test_layers_that_cannot_begin_it(after, words):
@@ -353,7 +356,9 @@ def test_layers_that_cannot_begin_it(after, words):
 
 
 def test_a_network_whose_cells_reach_far_back_cannot_be_tuned():
-    with pytest.raises(UsageError, match="no layer of the later half of this network has everything go through it"):
+    with pytest.raises(
+        UsageError, match="other layers bypass each layer in the second half of this network; tune another"
+    ):
         LastBlocks(Recipe("nasnetmobile", "random:0", size=32))
 
 
@@ -362,12 +367,15 @@ def test_wrong_requests(start, tmp_path, monkeypatch):
     (recipe,) = bundle.recipes
     for changes, words in (
         ({"recipes": (recipe, recipe)}, "the bundle joins 2 networks; tune a bundle of one of them"),
-        ({"recipes": (dataclasses.replace(recipe, layers=("a", "b")),)}, r"are the layers a\+b; tune one of the last"),
+        (
+            {"recipes": (dataclasses.replace(recipe, layers=("a", "b")),)},
+            r"uses the layers a\+b; tune a bundle of the last layer",
+        ),
         (
             {"recipes": (Recipe("keras-file", "file", size=32),)},
             r"the bundle's network is a \.keras model; tune it with",
         ),
-        ({"multi_label": ";"}, "the bundle has several labels for an image"),
+        ({"multi_label": ";"}, "the bundle predicts several labels per image; tune a bundle with one"),
         ({"recipes": (Recipe("mobilenet", "random:0"),)}, "random weights, so there is nothing to tune; take trained"),
     ):
         with pytest.raises(UsageError, match=words):
@@ -379,21 +387,21 @@ def test_wrong_requests(start, tmp_path, monkeypatch):
     ):
         with pytest.raises(UsageError, match=words):
             fine_tune(bundle, tmp_path / "t.bundle", tuning=tuning)
-    with pytest.raises(UsageError, match=r"f\.h5 is what the tuning starts from; choose another --out"):
+    with pytest.raises(UsageError, match=r"f\.h5 is an input of the fine-tuning; choose another --out"):
         fine_tune(start / "b.bundle", start / "f.bundle")
     (tmp_path / "t.h5").write_bytes(b"mine")
-    with pytest.raises(UsageError, match=r"t\.h5 is already there; choose another --out or give --overwrite"):
+    with pytest.raises(UsageError, match=r"t\.h5 already exists; choose another --out or give --overwrite"):
         fine_tune(start / "b.bundle", tmp_path / "t.bundle")
-    with pytest.raises(UsageError, match="names no folder"):
+    with pytest.raises(UsageError, match="does not name a folder"):
         fine_tune(bundle, "/")
     for out in (tmp_path / "t2.h5", start / "b.bundle" / "in"):
-        with pytest.raises(UsageError, match="is no place for a bundle; give one such as artifacts/tuned"):
+        with pytest.raises(UsageError, match="cannot be a bundle; give a path such as artifacts/tuned"):
             fine_tune(bundle, out)
     asked = {**bundle.provenance, "asked": {**bundle.provenance["asked"], "abstain": 0.95}}
     with pytest.raises(TrainingError, match=r"accuracy of 0\.95 after tuning takes 90 validation images, not 10"):
         fine_tune(dataclasses.replace(bundle, provenance=asked), tmp_path / "t3.bundle")
     monkeypatch.setattr(finetuning, "_TOLERANCE", -1.0)
-    with pytest.raises(TrainingError, match="maps after conv_pw_10_relu lead to other probabilities than the"):
+    with pytest.raises(TrainingError, match="maps after conv_pw_10_relu give other probabilities than the stored"):
         fine_tune(bundle, tmp_path / "t4.bundle", speed=KERAS)
 
 
@@ -407,8 +415,8 @@ def test_photographs_that_are_gone_or_changed(start, small, tmp_path):
         return fine_tune(bundle, tmp_path / "t.bundle", tuning=QUICK, speed=KERAS)[1]
 
     (photos / "train" / "flat" / "0.png").unlink()
-    told = "1 image could not be read any more and took no part, the first 'train/flat/0.png'"
-    assert told in tune().notes
+    left_out = "no longer readable and left out: 1 image, the first 'train/flat/0.png'"
+    assert left_out in tune().notes
     for path in tmp_path.glob("t.*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     for number in range(5):
@@ -431,7 +439,7 @@ def test_without_validation_images_nothing_says_when_to_stop(start, tmp_path):
         splits = ["train" if split == "validation" else split for split in store.splits]
         write_store(tmp_path / "g.h5", dataclasses.replace(store.index, splits=splits), [store.features])
     bundle, _ = train_head(tmp_path / "g.h5")
-    with pytest.raises(TrainingError, match="no validation images say when tuning must stop"):
+    with pytest.raises(TrainingError, match="fine-tuning needs validation images to decide when to stop"):
         fine_tune(bundle, tmp_path / "t.bundle")
 
 
@@ -455,7 +463,7 @@ def test_the_command(start, tmp_path):
     assert (tmp_path / "runs.jsonl").exists()
     result = CliRunner().invoke(main, [str(word) for word in words[:-1]])
     assert result.exit_code == 2
-    assert "t.bundle is already there" in result.stderr
+    assert "t.bundle already exists" in result.stderr
     result = CliRunner().invoke(main, [str(word) for word in [*words[:-1], "--overwrite"]])
     assert result.exit_code == 0, result.stderr
     assert f"{tmp_path}/t.bundle: logreg with C=" in result.stdout

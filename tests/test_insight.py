@@ -19,8 +19,8 @@ from pipeline.features.store import FeatureStore
 from pipeline.heads.affine import AffineHead
 from pipeline.insight import projection
 from pipeline.insight.explain import Explainer, overlay
+from pipeline.insight.page_text import show, verdict
 from pipeline.insight.plots import Scored, make_plots
-from pipeline.insight.report import show, verdict
 from pipeline.metrics.evaluation import evaluate
 from pipeline.metrics.reliability_curve import reliability
 
@@ -110,11 +110,11 @@ def test_the_verdict_names_the_baseline_and_the_worst_confusion():
     p = np.array([[0.1, 0.9], [0.2, 0.8], [0.3, 0.7], [0.9, 0.1]])
     text = verdict(evaluate(np.array([0, 0, 1, 0]), p, ["50% wool", "dog"], majority=0), "validation")
     assert text == (
-        "Right for 2 of 4 validation images: accuracy 50.0 %, with 95 % certainty between 15.0 % and 85.0 %. Always"
-        " answering 50% wool would be right for 75.0 %. The most frequent mistake: 50% wool taken for dog (2 of 3)."
+        "Correct on 2 of 4 validation images: accuracy 50.0 % (95 % confidence interval: 15.0 % to 85.0 %). Always"
+        " answering 50% wool would reach 75.0 %. Most frequent mistake: 50% wool predicted as dog (2 of 3)."
     )
     sound = evaluate(np.array([0, 1]), np.eye(2), ["a", "b"], majority=0)
-    assert verdict(sound, "test").endswith("No image was taken for another class.")
+    assert verdict(sound, "test").endswith("There were no mistakes.")
 
 
 def test_names_are_shown_without_their_odd_characters():
@@ -228,19 +228,21 @@ def test_photographs_that_moved_or_changed_are_told(run, made, tmp_path):  # noq
     image = paint(tmp_path / "new.png", (81, 1, 7))
     (photos / "bee" / "1.png").unlink()
     paint(photos / "bee" / "2.png", (9, 9, 9))
-    told = "could not be read in " + str(photos) + ", or changed since the extraction; put them back, or extract anew"
+    lost = (
+        f"missing, unreadable or changed since the extraction: 2 of 15 image files in {photos}; restore them or extract"
+    )
     code, _, err = run("similar", features, image, "--out", tmp_path / "s.png", "--top-k", 15)
     assert code == 0
-    assert f"note: 2 image files of 15 {told}" in err
+    assert f"note: {lost}" in err
     code, _, err = run("predict", bundle, features, "--explain", tmp_path / "heat", "--out", tmp_path / "p.csv")
     assert code == 0
-    assert f"note: no heat maps: 2 image files of 15 {told}" in err
+    assert f"note: no heat maps: {lost}" in err
     assert len(list((tmp_path / "heat").iterdir())) == 13
 
 
 def test_a_sheet_has_room_for_so_many(run, made, tmp_path, monkeypatch):  # noqa: F811
     features, _, photos = made
-    monkeypatch.setattr("pipeline.insight.similar._MOST", 10)
+    monkeypatch.setattr("pipeline.insight.similar._MAX_CELLS", 10)
     words = ["similar", features, photos / "bee" / "1.png", "--out", tmp_path / "s.png", "--top-k", 15, "--json"]
     data = json.loads(run(*words)[1])
     assert len(data["similar"]) == 15

@@ -76,7 +76,7 @@ def test_planted_copies_are_found(clothing):
 
 def test_flipped_labels_are_found(clothing):
     from pipeline.features.neighbours import standardise, unit_rows
-    from pipeline.insight.audit import label_issues
+    from pipeline.insight.label_checks import label_issues
 
     store, _ = clothing
     train = np.flatnonzero(np.array(store.splits) == "train")
@@ -279,7 +279,7 @@ def test_a_cell_of_the_confusion_matrix_opens_its_photographs(opened):
     assert dialog.is_displayed()
     figures = by_css(opened, "dialog figure")
     assert len(figures) == count
-    assert "taken for" in figures[0].text
+    assert "predicted as" in figures[0].text
     by_css(opened, "#close")[0].click()
     assert not dialog.is_displayed()
 
@@ -333,7 +333,7 @@ def test_the_commands_write_a_report(run, made, tmp_path):  # noqa: F811
     assert "<title>b.bundle: report</title>" in (tmp_path / "t.html").read_text()
     shutil.rmtree(photos)  # the numbers are still worth a page
     data = json.loads(run("report", bundle, "--out", tmp_path / "r.html", "--json")[1])
-    assert any("could not be read" in note for note in data["notes"])
+    assert any("unreadable" in note for note in data["notes"])
 
 
 def test_a_bundle_and_a_foreign_feature_file(run, made, tmp_path):  # noqa: F811
@@ -444,8 +444,8 @@ def test_two_classes_of_long_names_without_a_mistake(run, tmp_path):  # noqa: F8
     assert code == 0, err
     text = out.read_text()
     shown = re.sub(r"<[^>]*>", "", text)
-    assert "No wrong answer on" in shown
-    assert "wrong labels" not in shown
+    assert "No mistakes on" in shown
+    assert "the label that is wrong" not in shown
     for start in ("abstains below a probability", "accuracy of these", "expected calibration", "flags images unlike"):
         (line,) = (line for line in terminal.splitlines() if line.startswith(start))
         assert line in shown

@@ -1,1 +1,1 @@
-"""The optional last step: the last blocks of a network learn too."""
+"""Fine-tuning: an optional last step that trains the last blocks of the network too."""

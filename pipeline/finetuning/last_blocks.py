@@ -1,4 +1,4 @@
-"""The last blocks of a network as a Keras model that learns, from feature maps to probabilities."""
+"""The last blocks of a network as a trainable Keras model from feature maps to probabilities."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,21 +17,22 @@ from pipeline.features.weights import TUNED
 from pipeline.files import replacing
 from pipeline.wording import closest
 
-_SHARE, _MOST = (0.2, 0.35), 0.5  # of the layers with kernels: how much is tuned by default, and at most
+_SHARE = (0.2, 0.35)  # of the layers with kernels that are trained by default
+_MAX_SHARE = 0.5
 _DROPOUT = 0.5
-_SMOOTHING = 0.1  # of the labels
+_LABEL_SMOOTHING = 0.1
 
 
 class LastBlocks:
-    """What follows a layer of a network, and a head on it.
+    """The layers of a network after a given one, with a head on top.
 
     Parameters
     ----------
     recipe : Recipe
-        Whose last feature map, pooled, is what the head sees.
+        Of the vectors that the head is trained on.
     after : str or None
-        The layer whose output is the input here. None for the smallest feature map, and of equal ones the last,
-        behind which lies a fifth to a third of the layers with kernels.
+        The layer whose output is the input here. None to choose, among the layers with 20 % to 35 % of the kernels
+        after them, the one with the smallest output (the last of equals).
     seed : int
         Of dropout.
 
@@ -39,16 +40,16 @@ class LastBlocks:
     ----------
     after : str
     shape : tuple of int
-        Of its output for one image.
+        Of the output of that layer for one image.
     count : int
-        Number of weights that can change.
+        Number of trainable weights.
 
     Raises
     ------
     UsageError
-        If there is no such layer, other layers go round it, or nothing behind it has weights.
+        If the layer does not exist, other layers bypass it, or no layer after it has weights.
     WeightsError
-        If the weights of the network are absent or have changed.
+        If the weights of the network are missing or have changed.
     """
 
     def __init__(self, recipe: Recipe, after: str | None = None, seed: int = 0) -> None:
@@ -65,22 +66,22 @@ class LastBlocks:
         self._tail = keras.Model(self._network.get_layer(names[self.after]).output, self._network.outputs[0])
         self.shape = tuple(int(side) for side in self._tail.inputs[0].shape[1:])
         for layer in self._tail.layers:
-            # Batch normalisation keeps statistics, scale and shift: batches of few images would spoil them.
+            # Small batches would spoil the statistics of batch normalisation, so it is frozen.
             layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
         self.count = sum(int(np.prod(weight.shape)) for weight in self._tail.trainable_weights)
         self._model: Any = None
 
     def input_recipe(self, views: str) -> Recipe:
-        """Return the recipe of the feature maps that come in, flattened."""
+        """Return the recipe of the input: the flattened feature maps of the layer `after`."""
         return replace(self.recipe, layers=(self.after,), pooling="flatten", views=views)
 
     def attach(self, head: Any, learning_rate: float) -> None:
-        """Put a fitted head on the blocks, with dropout before it, and get ready to learn.
+        """Put a fitted head with dropout on the blocks, and compile the model.
 
         Parameters
         ----------
         head : pipeline of StandardScaler and LogisticRegression
-            The scaling stays; the affine layer learns too.
+            The scaling is frozen; the affine layer is trained too.
         learning_rate : float
             Of Adam.
         """
@@ -92,22 +93,22 @@ class LastBlocks:
         last = keras.layers.Dense(len(linear.classes_), activation="softmax")
         outputs = last(keras.layers.Dropout(_DROPOUT, seed=self._seed)(scaled))
         coefficients, intercept = linear.coef_, linear.intercept_
-        if len(linear.classes_) == 2:  # one value for two classes: half of it for the second, half against the first
+        if len(linear.classes_) == 2:  # a logit z of two classes is a softmax over (-z/2, z/2)
             coefficients, intercept = (np.concatenate([-each, each]) / 2 for each in (coefficients, intercept))
         last.set_weights([coefficients.T.astype(np.float32), intercept.astype(np.float32)])
         self._model = keras.Model(inputs, outputs)
-        loss = keras.losses.CategoricalCrossentropy(label_smoothing=_SMOOTHING)
+        loss = keras.losses.CategoricalCrossentropy(label_smoothing=_LABEL_SMOOTHING)
         self._model.compile(keras.optimizers.Adam(learning_rate), loss, metrics=["accuracy"])
 
     def step(self, maps: NDArray[np.float32], targets: NDArray[np.float32], *, first: bool) -> dict[str, float]:
-        """Learn from a batch; return loss and accuracy since the `first` one of the epoch."""
+        """Train on a batch; return mean loss and accuracy since the first batch of the epoch (`first`)."""
         if first:
             self._model.reset_metrics()
         logs = self._model.train_on_batch(maps.reshape(-1, *self.shape), targets, return_dict=True)
         return {name: float(value) for name, value in logs.items()}
 
     def probabilities(self, maps: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Turn feature maps into probabilities, float64 (n, k)."""
+        """Return the probabilities of feature maps, float64 (n, k)."""
         return np.asarray(self._model.predict_on_batch(maps.reshape(-1, *self.shape)), np.float64)
 
     def weights(self) -> list[NDArray[np.float32]]:
@@ -115,11 +116,11 @@ class LastBlocks:
         return [np.array(weight) for weight in self._tail.get_weights()]
 
     def restore(self, weights: list[NDArray[np.float32]]) -> None:
-        """Put weights back."""
+        """Set all weights of the blocks."""
         self._tail.set_weights(weights)
 
     def save(self, path: Path) -> None:
-        """Write the weights of the whole network, marked as tuned; whole or not at all.
+        """Write the weights of the whole network, marked as tuned, atomically.
 
         Raises
         ------
@@ -127,36 +128,36 @@ class LastBlocks:
             If the disk is full or the folder cannot be written.
         """
         for name, own in layer_names(self._network).items():
-            self._network.get_layer(own).name = name  # numbers of this process would make every file differ
+            self._network.get_layer(own).name = name  # names numbered by the process would make the files differ
         try:
             content = marked(weights_file(self._network), TUNED)
             with replacing(path) as file:
                 file.write(content)
         except OSError as error:
             raise StoreError(
-                f"cannot write {path}: {error.strerror}; make space and run the command again, what was done is kept"
+                f"cannot write {path}: {error.strerror}; make space and run the command again; finished work is kept"
             ) from error
 
 
 def smoothed_loss(proba: NDArray[np.floating], targets: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return the loss of each image that training lowers too: cross-entropy with smoothed labels.
+    """Return the loss of each image as in training: cross-entropy with label smoothing.
 
     Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", CVPR 2016, section 7.
 
     >>> smoothed_loss(np.array([[0.5, 0.5]]), np.array([[1.0, 0.0]])).round(4).tolist()
     [0.6931]
     """
-    smooth = targets * (1 - _SMOOTHING) + _SMOOTHING / targets.shape[1]
+    smooth = targets * (1 - _LABEL_SMOOTHING) + _LABEL_SMOOTHING / targets.shape[1]
     return np.asarray(-(smooth * np.log(np.maximum(proba, 1e-7))).sum(axis=1), np.float64)
 
 
 def _choose(network: Any, names: dict[str, str]) -> str:
-    """Choose the layer whose output is cached: little to keep, and a fair share of the network behind it."""
+    """Choose the layer whose output is cached: small, and with a suitable share of the network after it."""
     total = _kernels(network.layers)
-    behind = {name: _kernels(network.layers[place + 1 :]) / total for place, name in _cuts(network, names)}
-    shares = {name: share for name, share in behind.items() if 0 < share <= _MOST}
+    shares = {name: _kernels(network.layers[place + 1 :]) / total for place, name in _cuts(network, names)}
+    shares = {name: share for name, share in shares.items() if 0 < share <= _MAX_SHARE}
     if not shares:
-        raise UsageError("no layer of the later half of this network has everything go through it; tune another one")
+        raise UsageError("other layers bypass each layer in the second half of this network; tune another network")
     fitting = [name for name, share in shares.items() if _SHARE[0] <= share <= _SHARE[1]]
     if not fitting:
         return min(shares, key=lambda name: abs(shares[name] - _SHARE[0]))
@@ -171,32 +172,32 @@ def _check(network: Any, names: dict[str, str], after: str) -> None:
     cuts = dict(_cuts(network, names))
     if place not in cuts:
         near = sorted(cuts, key=lambda cut: abs(cut - place))[:3]
-        advice = f"name one that all go through, such as {' or '.join(cuts[each] for each in near)}"
-        raise UsageError(f"other layers go round {after!r}; {advice if near else 'take another network'}")
+        advice = f"name a layer that everything passes through, such as {' or '.join(cuts[each] for each in near)}"
+        raise UsageError(f"other layers bypass {after!r}; {advice if near else 'tune another network'}")
     if not _kernels(network.layers[place + 1 :]):
-        raise UsageError(f"nothing after {after!r} has weights to tune; name an earlier layer")
+        raise UsageError(f"no layer after {after!r} has weights to tune; name an earlier layer")
 
 
 def _cuts(network: Any, names: dict[str, str]) -> Iterator[tuple[int, str]]:
-    """Yield place and name of the layers that everything goes through: no connection leads past them."""
-    entries = network.get_config()["layers"]  # with plain operations, which are no layers; each behind its inputs
+    """Yield index and name of the layers that no connection bypasses."""
+    entries = network.get_config()["layers"]  # includes operations that are not layers; in topological order
     order = {entry["name"]: number for number, entry in enumerate(entries)}
     last_use = dict.fromkeys(order, -1)
     for entry in entries:
         for source in _sources(entry["inbound_nodes"]):
             last_use[source] = max(last_use[source], order[entry["name"]])
-    fresh = {own: name for name, own in names.items()}
+    stable_names = {own: name for name, own in names.items()}
     places = {layer.name: place for place, layer in enumerate(network.layers)}
     reach = 0
     for number, entry in enumerate(entries):
         own = entry["name"]
         if reach <= number and own in places and not isinstance(network.get_layer(own).output, (list, dict)):
-            yield places[own], fresh[own]
+            yield places[own], stable_names[own]
         reach = max(reach, last_use[own])
 
 
 def _sources(value: Any) -> Iterator[str]:
-    """Yield the names of the layers whose tensors occur in a part of a Keras configuration."""
+    """Yield the names of the layers whose tensors occur in part of a Keras configuration."""
     if isinstance(value, dict) and value.get("class_name") == "__keras_tensor__":
         yield value["config"]["keras_history"][0]
     elif isinstance(value, (dict, list, tuple)):
@@ -205,5 +206,5 @@ def _sources(value: Any) -> Iterator[str]:
 
 
 def _kernels(layers: Sequence[Any]) -> int:
-    """Count the layers with a kernel: convolutions and dense ones."""
+    """Count the layers with a kernel: convolutions and dense layers."""
     return sum(any(len(weight.shape) > 1 for weight in layer.weights) for layer in layers)

@@ -1,8 +1,8 @@
-"""Fine-tuning: the last blocks of a network trained on, at a low rate, from cached feature maps.
+"""Fine-tuning: the last blocks of a network are trained further, at a low learning rate, on cached feature maps.
 
-What lies before those blocks stays as it is, so its output is cached once for each image (stage 1, with an
-earlier layer), and an epoch costs no more than the last blocks do. The result is a backbone with weights of its own:
-vectors are extracted anew, and a head is trained on them as ever.
+The layers before those blocks are frozen, so their output is cached once per image (stage 1 with an earlier layer), and
+an epoch costs no more than the last blocks do. The result is a backbone with new weights: vectors are extracted with
+it, and a head is trained on them as usual.
 """
 
 import contextlib
@@ -43,28 +43,30 @@ from pipeline.wording import count_of
 Progress = Callable[[int, int], None]
 Phases = Callable[[str], AbstractContextManager[Progress | None]]
 
-_CHECKED, _TOLERANCE = 64, 0.05  # images whose maps are compared with their vectors before the start; in probability
-_SOFT = 1e-3  # C of the head that tuning starts with: one that is sure of itself would leave nothing to learn
+_CHECKED = 64  # validation images for which feature maps and vectors must give the same probabilities
+_TOLERANCE = 0.05  # largest difference of these probabilities
+_SOFT = 1e-3  # C of the head that tuning starts from: a confident head has vanishing gradients
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """How a network is tuned.
+    """Options of fine-tuning.
 
     Parameters
     ----------
     after : str or None
-        The layer after which weights may change; None for the last quarter or so of the convolutions.
+        Layer after which weights are trained; None to choose one with about the last quarter of the convolutions
+        after it.
     epochs : int
-        At most; the weights of the epoch with the least loss on the validation images are kept.
+        Largest number of epochs; the weights of the epoch with the lowest validation loss are kept.
     patience : int
-        Epochs without a lesser loss after which it ends.
+        Number of epochs without a lower validation loss after which training stops.
     learning_rate : float
         Of Adam.
     batch_size : int
-        Feature maps a step.
+        Feature maps per step.
     views : str
-        Augmented versions of each training image to learn from, as for an extraction.
+        Augmented versions of each training image, as for an extraction.
     seed : int
         Of the order of the images and of dropout.
     """
@@ -78,7 +80,7 @@ class Tuning:
     seed: int = 0
 
     def check(self) -> None:
-        """Raise UsageError if a value cannot be used."""
+        """Raise UsageError if a value is out of range."""
         for name in ("epochs", "patience", "batch_size"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} {getattr(self, name)} is too few; give 1 or more")
@@ -104,22 +106,22 @@ class Places:
 
     @classmethod
     def of(cls, out: str | os.PathLike[str]) -> "Places":
-        """Name them after the bundle."""
+        """Return the files that belong to a bundle."""
         bundle = Path(out)
         if not bundle.name:
-            raise UsageError(f"{str(out)!r} names no folder; give one such as artifacts/tuned.bundle")
+            raise UsageError(f"{str(out)!r} does not name a folder; give a path such as artifacts/tuned.bundle")
         if bundle.suffix in (".h5", ".hdf5") or (bundle.parent / DESCRIPTION).exists():
-            raise UsageError(f"{out} is no place for a bundle; give one such as artifacts/tuned.bundle")
+            raise UsageError(f"{out} cannot be a bundle; give a path such as artifacts/tuned.bundle")
         stem = bundle.name.removesuffix(".bundle")
         return cls(bundle, *(bundle.with_name(stem + ending) for ending in (".h5", ".weights.h5", ".maps.h5")))
 
     def check(self, inputs: Sequence[Path], *, overwrite: bool) -> None:
-        """Raise UsageError if one of them is an input, or is there and may not be replaced."""
+        """Raise UsageError if a file is an input, or exists and must not be replaced."""
         for path in (self.bundle, self.features, self.weights):
             if any(path.exists() and each.exists() and path.samefile(each) for each in inputs):
-                raise UsageError(f"{path} is what the tuning starts from; choose another --out")
-            if path.exists() and not overwrite and not self.maps.exists():  # else a tuning was interrupted here
-                raise UsageError(f"{path} is already there; choose another --out or give --overwrite")
+                raise UsageError(f"{path} is an input of the fine-tuning; choose another --out")
+            if path.exists() and not overwrite and not self.maps.exists():  # maps are left by an interrupted run
+                raise UsageError(f"{path} already exists; choose another --out or give --overwrite")
 
 
 def fine_tune(
@@ -134,40 +136,41 @@ def fine_tune(
 ) -> tuple[Bundle, Report]:
     """Train the last blocks of a bundle's network on its training images, then a new head on the new vectors.
 
-    Yosinski, Clune, Bengio and Lipson, "How transferable are features in deep neural networks?", NeurIPS 2014; as in
-    Keras' guide "Transfer learning & fine-tuning", batch normalisation keeps its statistics, and the network starts
-    under a head that is already trained. Images that chose (validation) and judge (test) stay what they were.
+    Yosinski, Clune, Bengio and Lipson, "How transferable are features in deep neural networks?", NeurIPS 2014. As in
+    Keras' guide "Transfer learning & fine-tuning", batch normalisation is frozen, and training starts from a fitted
+    head. The training, validation and test splits stay as they were.
 
     Parameters
     ----------
     bundle : Bundle or path
-        Of one network, its last feature map, and one label an image.
+        Of the last layer of one network, with one label per image.
     out : path
-        The new bundle. Beside it the tuned weights (``tuned.weights.h5``) and their vectors (``tuned.h5``) are written;
-        the cached feature maps (``tuned.maps.h5``) go when all is done.
-    features : path
-        The feature file of the training; by default as the bundle remembers it.
+        The new bundle. The tuned weights (``tuned.weights.h5``) and their vectors (``tuned.h5``) are written beside it;
+        the cached feature maps (``tuned.maps.h5``) are deleted at the end.
+    features : path or sequence of path
+        The feature file that the bundle was trained on; by default at its path of then.
     tuning : Tuning
     overwrite : bool
-        Whether to replace files of an earlier tuning.
+        Whether to replace files of an earlier fine-tuning.
     speed : Speed
         Of the extractions.
     phases : callable (unit) -> context manager of a callable (done, total)
-        Shows the progress of each of the three phases.
+        Shows the progress of feature maps, batches and vectors, each in turn.
 
     Returns
     -------
     bundle : Bundle
         As saved at `out`.
     report : Report
-        With the curves of the tuning in ``history`` and what was done in ``provenance["tuning"]``.
+        With the learning curves in ``history`` and the options used in ``provenance["tuning"]``.
 
     Raises
     ------
     UsageError
-        If the bundle cannot be tuned, a layer does not exist or is bypassed, or a file is in the way.
+        If the bundle cannot be fine-tuned, the layer does not exist or is bypassed, or a file exists already.
     TrainingError
-        If the photographs are gone, or there are no validation images to say when to stop.
+        If too few photographs can be read, photographs have changed, there are too few validation images, or training
+        diverges.
 
     Examples
     --------
@@ -175,98 +178,116 @@ def fine_tune(
     """
     started = time.monotonic()
     tuning.check()
-    start = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
-    recipe = _tunable(start)
+    start = _Start.of(bundle)
     places = Places.of(out)
     given = [features] if isinstance(features, (str, os.PathLike)) else list(features)
-    data = training_data_of(start, given)
-    inputs = [store.path for store in data.stores] + ([] if isinstance(bundle, Bundle) else [Path(bundle)])
-    places.check([*inputs, Path(recipe.weights_path)], overwrite=overwrite)
-    _check_judges(data, asked_of(start).get("abstain"))
-    blocks = LastBlocks(recipe, tuning.after, tuning.seed)
+    data = training_data_of(start.bundle, given)
+    places.check([*start.files, *(store.path for store in data.stores)], overwrite=overwrite)
+    _check_validation(data, asked_of(start.bundle).get("abstain"))
     extraction = _Extraction(_manifest_of(data), speed, phases)
-    with extraction.fill(places.maps, blocks.input_recipe(tuning.views), "float16") as maps:
-        head = _soft_head(data)
-        blocks.attach(head, tuning.learning_rate)
-        _check_start(blocks, maps, head, data)
-        with phases(" batches") as progress:
-            history = _train(blocks, _Samples(maps, head.classes_), tuning, progress)
-    blocks.save(places.weights)
-    digest, path = file_sha256(places.weights), str(places.weights.absolute())
-    tuned = replace(recipe, weights=TUNED, weights_sha256=digest, weights_path=path)
-    with extraction.fill(places.features, tuned, str(data.stores[0].dtype)) as store:
-        made, report = train_head(store, **_asked(start))
-        lost = store.skipped
-    facts = {
-        **asdict(tuning),
-        "bundle": "" if isinstance(bundle, Bundle) else str(Path(bundle).absolute()),
-        "after": blocks.after,
-        "weights": blocks.count,
-        "best_epoch": best_epoch(history),
-    }
+    blocks = LastBlocks(start.recipe, tuning.after, tuning.seed)
+    history = _tune_blocks(blocks, data, extraction, places.maps, tuning)
+    recipe = _save_weights(blocks, start.recipe, places.weights)
+    with extraction.fill(places.features, recipe, str(data.stores[0].dtype)) as store:
+        tuned, report = train_head(store, **start.head_options())
+        skipped = store.skipped
+    facts = start.facts(tuning, blocks, best_epoch(history))
     report = replace(
         report,
         history=history,
-        notes=[*report.notes, *_told(start, report, facts, lost)],
+        notes=[*report.notes, *_notes(start.bundle, report, facts, skipped)],
         provenance={**report.provenance, "tuning": facts},
         seconds=round(time.monotonic() - started, 3),
     )
-    made = replace(made, report=report.without_times(), provenance=report.provenance)
-    made.save(places.bundle)
+    tuned = replace(tuned, report=report.without_times(), provenance=report.provenance)
+    tuned.save(places.bundle)
     places.maps.unlink()
-    return made, report
+    return tuned, report
 
 
 def best_epoch(history: Mapping[str, Sequence[float]]) -> int:
-    """Return the epoch whose weights were kept, the first being 1."""
+    """Return the epoch with the lowest validation loss, counted from 1."""
     return int(np.argmin(history["val_loss"])) + 1
 
 
-def _tunable(bundle: Bundle) -> Recipe:
+@dataclass(frozen=True)
+class _Start:
+    """The bundle that fine-tuning starts from, with its path (empty for a bundle in memory) and its only recipe."""
+
+    bundle: Bundle
+    path: str
+    recipe: Recipe
+
+    @classmethod
+    def of(cls, bundle: Bundle | str | os.PathLike[str]) -> "_Start":
+        """Load a bundle; raise UsageError if it cannot be fine-tuned."""
+        if isinstance(bundle, Bundle):
+            return cls(bundle, "", _only_recipe(bundle))
+        loaded = Bundle.load(bundle)
+        return cls(loaded, str(Path(bundle).absolute()), _only_recipe(loaded))
+
+    @property
+    def files(self) -> list[Path]:
+        """The bundle and the weights of its network."""
+        return [Path(path) for path in (self.path, self.recipe.weights_path) if path]
+
+    def head_options(self) -> dict[str, Any]:
+        """Return the options of `train_head`, without those that need images the network was not tuned on."""
+        options = asked_of(self.bundle)
+        trust = {name: options[name] for name in ("calibration", "abstain", "novelty") if name in options}
+        return {
+            "head": self.bundle.head_name if options["head"] == AUTO else options["head"],
+            "params": options["params"],
+            "seed": options["seed"],
+            "average_views": self.bundle.average_views,
+            "trust": Trust(**trust),
+        }
+
+    def facts(self, tuning: Tuning, blocks: LastBlocks, best: int) -> dict[str, Any]:
+        """Return what the new bundle keeps in ``provenance["tuning"]``."""
+        return {
+            **asdict(tuning),
+            "bundle": self.path,
+            "after": blocks.after,
+            "weights": blocks.count,
+            "best_epoch": best,
+        }
+
+
+def _only_recipe(bundle: Bundle) -> Recipe:
     if len(bundle.recipes) != 1:
         raise UsageError(f"the bundle joins {len(bundle.recipes)} networks; tune a bundle of one of them")
     (recipe,) = bundle.recipes
     if recipe.weights.startswith("random"):
-        raise UsageError("the bundle's network has random weights, so there is nothing to tune; take trained ones")
+        raise UsageError("the bundle's network has random weights, so there is nothing to tune; take trained weights")
     if recipe.layers != (LAST,):
-        raise UsageError(f"the bundle's features are the layers {'+'.join(recipe.layers)}; tune one of the last layer")
+        raise UsageError(f"the bundle uses the layers {'+'.join(recipe.layers)}; tune a bundle of the last layer only")
     if recipe.row is None:
-        raise UsageError("the bundle's network is a .keras model; tune it with Keras, or a network of the table here")
+        raise UsageError(
+            "the bundle's network is a .keras model; tune it with Keras, or take a bundle of a built-in backbone"
+        )
     if bundle.multi_label:
-        raise UsageError("the bundle has several labels for an image; tune one with a single label each")
+        raise UsageError("the bundle predicts several labels per image; tune a bundle with one label per image")
     return recipe
 
 
-def _asked(bundle: Bundle) -> dict[str, Any]:
-    """Return what the head's training was asked for, without what would ask images that the network now knows."""
-    asked = asked_of(bundle)
-    trust = {name: asked[name] for name in ("calibration", "abstain", "novelty") if name in asked}
-    return {
-        "head": bundle.head_name if asked["head"] == AUTO else asked["head"],
-        "params": asked["params"],
-        "seed": asked["seed"],
-        "average_views": bundle.average_views,
-        "trust": Trust(**trust),
-    }
-
-
-def _check_judges(data: TrainingData, abstain: float | None) -> None:
-    """Raise TrainingError where there are too few validation images for what they must decide."""
+def _check_validation(data: TrainingData, abstain: float | None) -> None:
+    """Raise TrainingError if there are too few validation images to stop training and to set the threshold."""
     count = len(data.rows("validation"))
     if not count:
         raise TrainingError(
-            "no validation images say when tuning must stop; train the bundle on a file that has some, or that has no"
-            " splits, so that they are drawn"
+            "fine-tuning needs validation images to decide when to stop; train the bundle on a file with a validation"
+            " split, or on one without splits, so that one is drawn"
         )
     if abstain is not None and count < needed(abstain):
         raise TrainingError(
-            f"the bundle abstains, and to promise an accuracy of {abstain:g} after tuning takes {needed(abstain)}"
+            f"the bundle abstains, and to guarantee an accuracy of {abstain:g} after tuning takes {needed(abstain)}"
             f" validation images, not {count}; add some, or train the bundle without --abstain"
         )
 
 
 def _manifest_of(data: TrainingData) -> Manifest:
-    """Return the images of a training, in the splits that they had there."""
+    """Return the images of the training data with their splits."""
     return Manifest(
         root=Path(data.stores[0].index.root),
         paths=Texts.of(data.paths),
@@ -279,14 +300,14 @@ def _manifest_of(data: TrainingData) -> Manifest:
 
 @dataclass(frozen=True)
 class _Extraction:
-    """Feature files of the images of a training."""
+    """Makes feature files of the images of a training."""
 
     manifest: Manifest
     speed: Speed
     phases: Phases
 
     def fill(self, path: Path, recipe: Recipe, dtype: str) -> FeatureStore:
-        """Make a feature file, or finish one that an interrupted tuning left."""
+        """Return a feature file, made or completed; one of another recipe, or damaged, is replaced."""
         with self.phases(" images") as progress:
             run = functools.partial(
                 fill_store,
@@ -305,13 +326,31 @@ class _Extraction:
         if not set(store.splits) >= {"train", "validation"}:
             raise TrainingError(
                 f"too few images of {self.manifest.root} can be read ({len(store.skipped):,} of"
-                f" {len(self.manifest):,} cannot); tuning needs the photographs where they were"
+                f" {len(self.manifest):,} cannot); fine-tuning needs the photographs at their original paths"
             )
         return store
 
 
+def _tune_blocks(
+    blocks: LastBlocks, data: TrainingData, extraction: _Extraction, path: Path, tuning: Tuning
+) -> dict[str, list[float]]:
+    """Cache the feature maps at `path`, start from a fitted head and train the blocks; return the learning curves."""
+    with extraction.fill(path, blocks.input_recipe(tuning.views), "float16") as maps:
+        head = _soft_head(data)
+        blocks.attach(head, tuning.learning_rate)
+        _check_start(blocks, maps, head, data)
+        with extraction.phases(" batches") as progress:
+            return _train(blocks, _Samples(maps, head.classes_), tuning, progress)
+
+
+def _save_weights(blocks: LastBlocks, recipe: Recipe, path: Path) -> Recipe:
+    """Write the tuned weights; return the recipe of their vectors."""
+    blocks.save(path)
+    return replace(recipe, weights=TUNED, weights_sha256=file_sha256(path), weights_path=str(path.absolute()))
+
+
 def _soft_head(data: TrainingData) -> Any:
-    """Fit the head that tuning begins with on the vectors of the training images."""
+    """Fit the head that tuning starts from on the vectors of the training images."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -323,26 +362,26 @@ def _soft_head(data: TrainingData) -> Any:
 
 
 def _check_start(blocks: LastBlocks, maps: FeatureStore, head: Any, data: TrainingData) -> None:
-    """Raise TrainingError unless the blocks say of feature maps what the head says of the network's vectors."""
+    """Check that `blocks` gives for feature maps the probabilities that `head` gives for the stored vectors."""
     store, paths = data.stores[0], maps.index.paths
     changed = (maps.index.digests != store.index.digests[store.positions.find(paths)]).any(axis=1)
     if changed.any():
         raise TrainingError(
             f"{count_of(int(changed.sum()), 'photograph')} changed since the extraction, the first"
-            f" {paths[int(changed.argmax())]!r}; extract and train the bundle anew"
+            f" {paths[int(changed.argmax())]!r}; extract the features and train the bundle again"
         )
     rows = np.flatnonzero(np.array(maps.splits) == "validation")[:_CHECKED]
     vectors = data.X[Positions(Texts.of(data.paths)).find(paths.take(rows)), 0]
     own = maps.take(rows)[:, 0]
-    if (away := np.abs(blocks.probabilities(own) - head.predict_proba(vectors)).max()) > _TOLERANCE:
+    if (difference := np.abs(blocks.probabilities(own) - head.predict_proba(vectors)).max()) > _TOLERANCE:
         raise TrainingError(
-            f"feature maps after {blocks.after} lead to other probabilities than the stored vectors do (by {away:.2f}):"
-            " the layer's numbers may be too small for float16; name another layer with --after"
+            f"feature maps after {blocks.after} give other probabilities than the stored vectors (difference"
+            f" {difference:.2f}): its values may be outside the range of float16; name another layer with --after"
         )
 
 
 class _Samples:
-    """Feature maps and targets of the images whose class has training images; each view is a sample of its own."""
+    """Feature maps and targets of the images whose class has training images; each view is a separate sample."""
 
     def __init__(self, maps: FeatureStore, classes: NDArray[np.int64]) -> None:
         self._maps = maps
@@ -352,7 +391,7 @@ class _Samples:
         self._splits = np.array(maps.splits)
 
     def of(self, split: str, *, views: bool = False) -> NDArray[np.int64]:
-        """Return the samples of a split: of all views, or of the images as they are."""
+        """Return the samples of a split: of all views, or only of the images themselves."""
         rows = np.flatnonzero(self._known & (self._splits == split)) * self._maps.views
         return np.add.outer(rows, np.arange(self._maps.views)).ravel() if views else rows
 
@@ -364,22 +403,22 @@ class _Samples:
 
 
 def _train(blocks: LastBlocks, samples: _Samples, tuning: Tuning, progress: Progress | None) -> dict[str, list[float]]:
-    """Train until the validation loss has stopped falling, and put the best weights back; return the curves."""
+    """Train until the validation loss stops falling, restore the best weights and return the learning curves."""
     rng = np.random.default_rng(tuning.seed)
     train, validation = samples.of("train", views=True), samples.of("validation")
     history: dict[str, list[float]] = {name: [] for name in ("loss", "accuracy", "val_loss", "val_accuracy")}
     steps = -(-len(train) // tuning.batch_size)
     best: list[NDArray[np.float32]] = []
-    with ThreadPoolExecutor(1) as pool:  # reads the next batch while the network learns from this one
+    with ThreadPoolExecutor(1) as pool:  # reads the next batch during a training step
         for epoch in range(tuning.epochs):
             batches = np.array_split(rng.permutation(train), steps)
             for number, (_, batch) in enumerate(ahead(pool, batches, samples.read, 2)):
                 seen = blocks.step(*batch, first=number == 0)
                 if progress:
                     progress(epoch * steps + number + 1, tuning.epochs * steps)
-            seen |= _judge(blocks, samples, validation, tuning.batch_size)
+            seen |= _validate(blocks, samples, validation, tuning.batch_size)
             if not np.isfinite(list(seen.values())).all():
-                raise TrainingError(f"tuning with learning_rate={tuning.learning_rate:g} ran away; give a lower one")
+                raise TrainingError(f"training diverged with learning_rate={tuning.learning_rate:g}; give a lower one")
             for name, values in history.items():
                 values.append(seen[name])
             if best_epoch(history) == epoch + 1:
@@ -390,7 +429,7 @@ def _train(blocks: LastBlocks, samples: _Samples, tuning: Tuning, progress: Prog
     return history
 
 
-def _judge(blocks: LastBlocks, samples: _Samples, rows: NDArray[np.int64], batch_size: int) -> dict[str, float]:
+def _validate(blocks: LastBlocks, samples: _Samples, rows: NDArray[np.int64], batch_size: int) -> dict[str, float]:
     losses, right = [], []
     for start in range(0, len(rows), batch_size):
         maps, targets = samples.read(rows[start : start + batch_size])
@@ -400,11 +439,11 @@ def _judge(blocks: LastBlocks, samples: _Samples, rows: NDArray[np.int64], batch
     return {"val_loss": float(np.concatenate(losses).mean()), "val_accuracy": float(np.concatenate(right).mean())}
 
 
-def _told(start: Bundle, report: Report, facts: Mapping[str, Any], lost: Mapping[str, str]) -> list[str]:
-    text = f"tuned {facts['weights']:,} weights after {facts['after']}, best in epoch {facts['best_epoch']}"
+def _notes(start: Bundle, report: Report, facts: Mapping[str, Any], skipped: Mapping[str, str]) -> list[str]:
+    text = f"tuned {facts['weights']:,} weights after {facts['after']}, best epoch {facts['best_epoch']}"
     if before := start.report.get("metrics", {}).get(report.scored_on):
-        text += f"; before that, accuracy was {before['accuracy']:.3f} and log loss {before['log_loss']:.3f}"
-    if not lost:
+        text += f"; before tuning, accuracy was {before['accuracy']:.3f} and log loss {before['log_loss']:.3f}"
+    if not skipped:
         return [text]
-    first = next(iter(lost))
-    return [text, f"{count_of(len(lost), 'image')} could not be read any more and took no part, the first {first!r}"]
+    first = next(iter(skipped))
+    return [text, f"no longer readable and left out: {count_of(len(skipped), 'image')}, the first {first!r}"]

@@ -1,1 +1,1 @@
-"""What was learned, and what is wrong with the data: made to be looked at."""
+"""Reports for people: what was learned, and what is wrong with the data."""

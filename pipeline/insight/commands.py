@@ -1,4 +1,4 @@
-"""The commands that made a feature file, a bundle and its report, as they would be typed."""
+"""The command lines that made a feature file, a bundle and its report."""
 
 import os
 import shlex
@@ -13,7 +13,7 @@ from pipeline.images.views import ONE
 from pipeline.training.provenance import asked_of
 from pipeline.wording import printable
 
-# What train_head.py was asked, option by option, where it differs from the default.
+# Options of each command with their defaults, which need not be shown.
 _TRAINING = {
     "cv": None,
     "budget": None,
@@ -27,11 +27,18 @@ _TRAINING = {
 }
 _TUNING = {"after": None, "epochs": 20, "learning_rate": 3e-4, "views": ONE, "seed": 0}
 _EXTRACTION = {"pooling": "avg", "size": None, "resize": "squash", "precision": "float32", "views": ONE}
-_CALLED = {"projection": "map"}  # options whose name on the way down is another
+_OPTION_NAMES = {"projection": "map"}  # of parameters that are called otherwise
+
+
+def commands_of(stores: Sequence[FeatureStore], bundle: Bundle, name: str) -> list[str]:
+    """Return the commands that made a bundle and its feature files."""
+    tuned = "tuning" in bundle.provenance  # finetune.py makes the feature file too
+    extractions = [] if tuned else [extract_command(store) for store in stores]
+    return [*extractions, train_command(bundle, name, [str(store.path) for store in stores])]
 
 
 def extract_command(store: FeatureStore) -> str:
-    """Return the command that makes a feature file."""
+    """Return the command that made a feature file."""
     recipe = store.recipe
     backbone = recipe.weights_path if recipe.row is None else recipe.backbone
     weights = recipe.weights_path if recipe.weights in (FILE, TUNED) else recipe.weights
@@ -43,14 +50,14 @@ def extract_command(store: FeatureStore) -> str:
 
 
 def train_command(bundle: Bundle, name: str, files: Sequence[str]) -> str:
-    """Return the command that trains a bundle, or that tuned it; of an older one, what can be told."""
+    """Return the command that trained or fine-tuned a bundle; of an old bundle, as far as it is recorded."""
     if tuning := bundle.provenance.get("tuning"):
         words = ["finetune.py", tuning["bundle"] or "BUNDLE", "--out", name]
         return _command([*words, *_options(tuning, _TUNING)])
-    asked = asked_of(bundle)
-    words = ["train_head.py", *files, "--out", name, "--head", str(asked["head"])]
-    words += [word for key, value in asked["params"].items() for word in ("--param", f"{key}={value}")]
-    return _command([*words, *_options(asked, _TRAINING)])
+    options = asked_of(bundle)
+    words = ["train_head.py", *files, "--out", name, "--head", str(options["head"])]
+    words += [word for key, value in options["params"].items() for word in ("--param", f"{key}={value}")]
+    return _command([*words, *_options(options, _TRAINING)])
 
 
 def report_command(
@@ -59,19 +66,19 @@ def report_command(
     options: Mapping[str, Any],
     defaults: Mapping[str, Any],
 ) -> str:
-    """Return the command that makes a report; `files` are the bundle and the page."""
+    """Return the command that made a report; `files` are the bundle and the report."""
     words = ["report.py", files[0], "--out", os.fspath(files[1])]
     words += [word for file in features for word in ("--features", os.fspath(file))]
     return _command([*words, *_options(options, defaults)])
 
 
 def _options(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
-    """Return the words of the options whose value is another than the default."""
+    """Return the command-line words of the options that differ from their defaults."""
     words = []
     for name, default in defaults.items():
         value = values.get(name, default)
         if value != default and value is not None:
-            option = f"--{_CALLED.get(name, name).replace('_', '-')}"
+            option = f"--{_OPTION_NAMES.get(name, name).replace('_', '-')}"
             words += [option] if value is True else [option, str(value)]
     return words
 

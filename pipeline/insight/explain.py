@@ -1,4 +1,4 @@
-"""Heat maps: which part of a photograph spoke for a class."""
+"""Heat maps: which parts of a photograph support a class."""
 
 import dataclasses
 import os
@@ -19,21 +19,21 @@ from pipeline.insight.pictures import photograph
 from pipeline.prediction import Prediction
 
 CAM, OCCLUSION = "cam", "occlusion"
-_GRID = 8  # occlusion hides one of 8 x 8 overlapping squares at a time
+_GRID = 8  # occlusion hides one of 8 x 8 overlapping windows at a time
 _BATCH = 32
-_SIDE = 480  # of a written heat map, in pixels
-_STRENGTH = 0.6  # of the colours over the photograph
+_SIDE = 480  # pixels of a written heat map
+_OPACITY = 0.6  # largest, of the colours over the photograph
 
 
 class Explainer:
-    """Makes heat maps for the answers of a bundle.
+    """Heat maps of the predictions of a bundle.
 
-    Where the head is an affine map of average-pooled feature maps, the map of a class is exact (class activation
-    mapping: Zhou, Khosla, Lapedriza, Oliva and Torralba, "Learning Deep Features for Discriminative
-    Localization", CVPR 2016; Grad-CAM of Selvaraju et al., ICCV 2017, gives the same there): its mean is what
-    the image adds to the logit of the class, less what it adds to the mean logit. For anything else each part of the
-    photograph is hidden in turn, and the map shows how much probability that costs (occlusion: Zeiler and
-    Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014).
+    If the head is an affine map of average-pooled feature maps, the heat map of a class is exact (class activation
+    mapping: Zhou, Khosla, Lapedriza, Oliva and Torralba, "Learning Deep Features for Discriminative Localization",
+    CVPR 2016; Grad-CAM of Selvaraju et al., ICCV 2017, is equivalent in this case): its mean is the contribution of the
+    image to the logit of the class, relative to the mean logit. Otherwise parts of the photograph are hidden in turn,
+    and the heat map shows by how much the probability drops (occlusion: Zeiler and Fergus, "Visualizing and
+    Understanding Convolutional Networks", ECCV 2014).
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ class Explainer:
     Raises
     ------
     WeightsError
-        If the weights are absent or have changed since the training.
+        If the weights are missing or have changed since the training.
 
     Examples
     --------
@@ -68,13 +68,13 @@ class Explainer:
         ----------
         image : path, bytes, PIL image or uint8 array
         label : int
-            Class to explain, an index into ``bundle.classes``.
+            The class to explain, as an index into ``bundle.classes``.
 
         Returns
         -------
         ndarray of float32, shape (h, w)
-            Evidence for the class, above 0, and against it, below; as fine as the finest feature map, or as the
-            grid of hidden squares.
+            Positive where the image supports the class, negative where it speaks against it; in the resolution of the
+            largest feature map, or of the grid of hidden windows.
 
         Raises
         ------
@@ -107,7 +107,7 @@ class Explainer:
 
 
 class _Layer(NamedTuple):
-    """A feature map before pooling, and what each of its channels says for each class."""
+    """A feature map before pooling, and the weights of its channels for each class."""
 
     encoder: Encoder
     columns: slice
@@ -125,7 +125,7 @@ def _pixels(encoder: Encoder, picture: Image.Image) -> NDArray[np.uint8]:
 
 
 def _layers(bundle: Bundle, speed: Speed) -> list[_Layer]:
-    """Return the maps whose means make the bundle's vectors; none where these are no means of square maps."""
+    """Return the feature maps whose means are the bundle's vectors; none if the vectors are not such means."""
     if bundle.affine is None or any(recipe.pooling != "avg" for recipe in bundle.recipes):
         return []
     weights = np.zeros((len(bundle.affine.matrix), len(bundle.classes)))
@@ -142,7 +142,7 @@ def _layers(bundle: Bundle, speed: Speed) -> list[_Layer]:
             columns = slice(*whole.segments[name])
             channels = high - low
             maps = values[columns].reshape(-1, channels)
-            # ConvNeXt, for one, normalises after pooling: then the vector is not the mean.
+            # ConvNeXt, for example, normalises after pooling, so its vector is not the mean.
             if int(len(maps) ** 0.5) ** 2 != len(maps) or len(maps) == 1:
                 return []
             if not np.allclose(maps.mean(axis=0), vector[low:high], atol=1e-2 * np.abs(vector).max()):
@@ -153,7 +153,7 @@ def _layers(bundle: Bundle, speed: Speed) -> list[_Layer]:
 
 
 def _windows(length: int) -> list[tuple[int, int]]:
-    """Cut a length into overlapping windows, one around each of `_GRID` centres."""
+    """Divide a length into `_GRID` overlapping windows, as (start, stop)."""
     step = length / _GRID
     return [(max(0, round((i - 0.5) * step)), min(length, round((i + 1.5) * step))) for i in range(_GRID)]
 
@@ -163,21 +163,21 @@ def _resized(heat: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.flo
 
 
 def overlay(picture: Image.Image, heat: NDArray[np.float32], resize: str = "squash") -> Image.Image:
-    """Lay the evidence for a class over a photograph: the stronger, the more yellow; none leaves it as it is.
+    """Overlay a photograph with the evidence for a class: the stronger, the more yellow.
 
     Parameters
     ----------
     picture : PIL image
         RGB, of any size.
     heat : ndarray of float32, shape (h, w)
-        From `Explainer.map`; what speaks against the class is not shown.
+        From `Explainer.map`; negative values are not shown.
     resize : {"squash", "crop", "pad"}
-        How the photograph became the square that the map covers.
+        How the photograph was resized to the square that the heat map covers.
 
     Returns
     -------
     PIL image
-        Of the same size.
+        Of the same size as `picture`.
     """
     from matplotlib import colormaps
 
@@ -191,7 +191,7 @@ def overlay(picture: Image.Image, heat: NDArray[np.float32], resize: str = "squa
     inner = strength[max(0, -top) : max(0, -top) + height, max(0, -left) : max(0, -left) + width]
     canvas[max(0, top) : max(0, top) + inner.shape[0], max(0, left) : max(0, left) + inner.shape[1]] = inner
     colour = colormaps["inferno"](canvas)[:, :, :3] * 255
-    share = _STRENGTH * np.sqrt(canvas)[:, :, None]
+    share = _OPACITY * np.sqrt(canvas)[:, :, None]
     return Image.fromarray((np.asarray(picture) * (1 - share) + colour * share).astype(np.uint8))
 
 
@@ -204,19 +204,18 @@ def explained(
     lost: list[str] | None = None,
     speed: Speed = Speed(),
 ) -> Iterator[Prediction]:
-    """Pass predictions on, and write the heat map of each into a folder.
+    """Yield predictions, and write the heat map of each into a folder.
 
     Parameters
     ----------
     bundle : Bundle
     rows : iterable of Prediction
     folder : path
-        Gets ``000001_NAME.png`` and so on, numbered by row: the photograph, right of it what spoke for the answer.
+        Gets ``000001_NAME.png`` and so on, numbered by row: the photograph, and on its right the heat map.
     stores : sequence of FeatureStore
-        The feature files that were predicted from, if it was these; a photograph that has changed since gets no
-        heat map.
+        The feature files that the predictions were made from, if any; their photographs must not have changed since.
     lost : list of str or None
-        Gets the paths of images without a heat map: gone, or changed since.
+        Gets the paths of images without a heat map: missing, unreadable or changed.
     speed : Speed
 
     Raises
@@ -249,7 +248,7 @@ def _picture(path: str, stores: Sequence[FeatureStore]) -> Image.Image | None:
         source = photograph(store, store.positions[path]) if store else path
         return ImageOps.contain(open_rgb(source), (_SIDE, _SIDE))
     except ImageError:
-        return None  # gone since it was predicted
+        return None  # lost since the prediction
 
 
 def _side_by_side(explainer: Explainer, picture: Image.Image, label: str) -> Image.Image:

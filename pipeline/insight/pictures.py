@@ -1,4 +1,4 @@
-"""Image files looked at once, in small: thumbnails, brightness, sharpness and size."""
+"""Image files of a feature store: thumbnails, and measures of brightness, sharpness and size."""
 
 import base64
 import hashlib
@@ -20,23 +20,23 @@ from pipeline.parallel import ahead
 from pipeline.wording import count_of
 
 MEASURES = ("width", "height", "dark", "light", "contrast", "sharpness")
-_LOOK = 256  # long side at which images are measured
-_ERRORS = (ImageError, OSError, ValueError, SyntaxError)  # the last three from Pillow's reading of a header
+_MEASURED = 256  # pixels of the long side at which images are measured
+_ERRORS = (ImageError, OSError, ValueError, SyntaxError)  # Pillow raises the last three for a damaged header
 _SHEET = 16  # thumbnails in a row and in a column of a sheet
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """What the image files of a feature store look like.
+    """Measures and thumbnails of the image files of a feature store.
 
     Parameters
     ----------
     measures : ndarray of float64, shape (n, 6)
-        Columns `MEASURES`: pixels; luma (0 to 1) which all but the brightest and the darkest twentieth stay
-        below and above; its standard deviation; variance of the Laplacian (grey levels squared) at
-        256 pixels. NaN for images that could not be read.
+        Columns `MEASURES`: width and height in pixels; 5th and 95th percentile and standard deviation of the luma
+        (0 to 1); variance of the Laplacian, in squared grey levels, of the image at 256 pixels. NaN for images
+        that cannot be read.
     thumbnails : dict of int to PIL image
-        Of the rows that were asked for, at most `side` pixels wide and high.
+        Row -> thumbnail, at most `side` pixels wide and high.
     """
 
     measures: NDArray[np.float64]
@@ -48,7 +48,7 @@ class Pictures:
 
     @property
     def unreadable(self) -> int:
-        """How many image files are not where they were, cannot be read any more, or have changed."""
+        """Number of image files that are missing, unreadable or changed since the extraction."""
         return int(np.isnan(self.measures[:, 0]).sum())
 
 
@@ -58,13 +58,13 @@ def look_at(
     wanted: Collection[int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Pictures:
-    """Read every image file of a store once.
+    """Measure every image file of a store and make thumbnails, reading each file once.
 
     Parameters
     ----------
     store : FeatureStore
     side : int
-        Of thumbnails, in pixels; 0 for none.
+        Pixels of a thumbnail; 0 for no thumbnails.
     wanted : collection of int or None
         Rows to make thumbnails of; None for all.
     progress : callable (done, total) or None
@@ -82,29 +82,33 @@ def look_at(
     measures = np.full((len(store), len(MEASURES)), np.nan)
     thumbnails = {}
 
-    def look(row: int) -> tuple[list[float], Image.Image | None] | None:
+    def measure(row: int) -> tuple[list[float], Image.Image | None] | None:
         try:
             image, size = _open_small(photograph(store, row))
         except _ERRORS:
             return None
-        small = image if max(image.size) <= _LOOK else ImageOps.contain(image, (_LOOK, _LOOK), Image.Resampling.BOX)
+        small = (
+            image
+            if max(image.size) <= _MEASURED
+            else ImageOps.contain(image, (_MEASURED, _MEASURED), Image.Resampling.BOX)
+        )
         keep = side and (wanted is None or row in wanted)
         return [*size, *_measure(small)], thumbnail(small, side) if keep else None
 
     threads = Speed().threads()
     with ThreadPoolExecutor(threads) as pool:
-        for row, seen in ahead(pool, range(len(store)), look, 4 * threads):
-            if seen:
-                measures[row] = seen[0]
-                if seen[1]:
-                    thumbnails[row] = seen[1]
+        for row, result in ahead(pool, range(len(store)), measure, 4 * threads):
+            if result:
+                measures[row], small = result
+                if small:
+                    thumbnails[row] = small
             if progress:
                 progress(row + 1, len(store))
     return Pictures(measures, thumbnails)
 
 
 def thumbnails(store: FeatureStore, rows: Collection[int], side: int) -> dict[int, Image.Image]:
-    """Make thumbnails of some rows; those that cannot be read, or have changed, are left out."""
+    """Return thumbnails of some rows, without files that cannot be read or have changed since the extraction."""
 
     def make(row: int) -> Image.Image | None:
         try:
@@ -118,17 +122,17 @@ def thumbnails(store: FeatureStore, rows: Collection[int], side: int) -> dict[in
 
 
 def path_of(store: FeatureStore, row: int) -> str:
-    """Return where the image of a row lies, or lay when it was extracted."""
-    return os.path.join(store.index.root, store.paths[row])  # noqa: PTH118 - names of any bytes
+    """Return the path of the image of a row at the time of its extraction."""
+    return os.path.join(store.index.root, store.paths[row])  # noqa: PTH118 - pathlib would normalise the name
 
 
 def photograph(store: FeatureStore, row: int) -> bytes:
-    """Read the image file of a row, as it was when its vector was made.
+    """Return the content of the image file of a row, checked against the checksum of the extraction.
 
     Raises
     ------
     ImageError
-        As for `pipeline.images.decode.read_bytes`; with the reason ``changed`` if it has other bytes now.
+        As for `pipeline.images.decode.read_bytes`; with the reason ``changed`` if the checksum differs.
     """
     path = path_of(store, row)
     data = read_bytes(path)
@@ -138,30 +142,30 @@ def photograph(store: FeatureStore, row: int) -> bytes:
 
 
 def lost_note(count: int, total: int, root: str) -> str:
-    """Say how many photographs are not shown, and what to do.
+    """Describe how many image files are lost, and what to do.
 
     >>> print(lost_note(2, 9, "photos"))
-    2 image files of 9 could not be read in photos, or changed since the extraction; put them back, or extract anew
+    missing, unreadable or changed since the extraction: 2 of 9 image files in photos; restore them or extract again
     """
     return (
-        f"{count_of(count, 'image file')} of {total:,} could not be read in {root}, or changed since the extraction;"
-        " put them back, or extract anew"
+        f"missing, unreadable or changed since the extraction: {count:,} of {count_of(total, 'image file')} in {root};"
+        " restore them or extract again"
     )
 
 
 def thumbnail(image: Image.Image, side: int) -> Image.Image:
-    """Shrink an image to fit into a square; its shape stays."""
+    """Resize an image to fit into a square, keeping its aspect ratio."""
     return ImageOps.contain(image, (side, side), Image.Resampling.BICUBIC)
 
 
 def _open_small(data: bytes) -> tuple[Image.Image, tuple[int, int]]:
-    """Open an image; a large JPEG at a half, a quarter or an eighth, which is faster than in full."""
+    """Open an image and return it with its full size; large JPEGs are decoded at a lower resolution, for speed."""
     if not data.startswith(b"\xff\xd8\xff"):
         image = open_rgb(data)
         return image, image.size
     opened = Image.open(io.BytesIO(data), formats=["JPEG"])
     size = opened.size
-    opened.draft("RGB", (_LOOK, _LOOK))
+    opened.draft("RGB", (_MEASURED, _MEASURED))
     return open_rgb(opened), size
 
 
@@ -175,51 +179,60 @@ def _measure(image: Image.Image) -> tuple[float, float, float, float]:
 
 @dataclass(frozen=True)
 class Sheets:
-    """Thumbnails packed into few large images, each a ``data:`` address.
+    """Thumbnails packed into a few large images.
 
     Parameters
     ----------
     side : int
-        Of a cell, in pixels.
-    addresses : list of str
-    places : dict of int to int
+        Pixels of a cell.
+    urls : list of str
+        A data URL for each sheet.
+    cells : dict of int to int
         Row of the store -> number of its cell, counted line by line through all sheets.
     per_row : int
-        Cells in a line; a sheet has as many lines.
+        Cells in a line, and lines of a sheet.
     """
 
     side: int
-    addresses: list[str]
-    places: dict[int, int]
+    urls: list[str]
+    cells: dict[int, int]
     per_row: int = _SHEET
 
     def style(self, row: int) -> str:
-        """Return the CSS that shows a row's thumbnail: sheet and position."""
-        sheet, place = divmod(self.places[row], self.per_row**2)
+        """Return the CSS that shows the thumbnail of a row."""
+        sheet, place = divmod(self.cells[row], self.per_row**2)
         line, column = divmod(place, self.per_row)
         left, top = -column * self.side, -line * self.side
         return f"background-image:var(--s{self.side}-{sheet});background-position:{left}px {top}px"
 
 
 def pack(thumbnails: dict[int, Image.Image], side: int, quality: int = 60) -> Sheets:
-    """Pack thumbnails into sheets of 256; row r of the store is cell ``places[r]``, counted through all sheets.
+    """Pack thumbnails into sheets of 256 cells.
+
+    Parameters
+    ----------
+    thumbnails : dict of int to PIL image
+        Row of the store -> thumbnail of at most `side` pixels.
+    side : int
+    quality : int
+        Of the WebP images.
 
     Examples
     --------
     >>> sheets = pack({7: Image.new("RGB", (4, 3))}, side=4)
-    >>> sheets.places, sheets.addresses[0][:23]
+    >>> sheets.cells, sheets.urls[0][:23]
     ({7: 0}, 'data:image/webp;base64,')
     """
     rows = sorted(thumbnails)
     per_sheet = _SHEET * _SHEET
-    with ThreadPoolExecutor(Speed().threads()) as pool:  # the encoder gives the lock free
-        addresses = list(
+    with ThreadPoolExecutor(Speed().threads()) as pool:  # the WebP encoder releases the GIL
+        urls = list(
             pool.map(
                 lambda start: _sheet([thumbnails[row] for row in rows[start : start + per_sheet]], side, quality),
                 range(0, len(rows), per_sheet),
             )
         )
-    return Sheets(side, addresses, {row: place for place, row in enumerate(rows)})
+    return Sheets(side, urls, {row: cell for cell, row in enumerate(rows)})
 
 
 def _sheet(images: Sequence[Image.Image], side: int, quality: int) -> str:
@@ -227,11 +240,11 @@ def _sheet(images: Sequence[Image.Image], side: int, quality: int) -> str:
     for place, image in enumerate(images):
         column, line = place % _SHEET * side, place // _SHEET * side
         canvas.paste(image, (column + (side - image.width) // 2, line + (side - image.height) // 2))
-    return data_address(canvas, quality)
+    return data_url(canvas, quality)
 
 
-def data_address(image: Image.Image, quality: int = 75) -> str:
-    """Write an image into a ``data:`` address, as WebP."""
+def data_url(image: Image.Image, quality: int = 75) -> str:
+    """Encode an image as a data URL, in WebP."""
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=quality, method=2)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,5 +1,6 @@
-"""Plots of a training, made by matplotlib: files for a paper, and pictures in the report."""
+"""Plots of a training, drawn by matplotlib, as files and for the report."""
 
+import base64
 import io
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_INK = "#123456"  # becomes the colour of the reader's text
+_INK = "#123456"  # replaced by the text colour of the page
 _STYLE = {
     "axes.edgecolor": _INK,
     "axes.labelcolor": _INK,
@@ -35,13 +36,13 @@ _STYLE = {
     "ytick.color": _INK,
 }
 _LIGHT_AND_DARK = "<style>svg{color:#1c1e21}@media(prefers-color-scheme:dark){svg{color:#e4e6eb}}</style>"
-_NAME = 24  # columns of a class name
+_NAME_WIDTH = 24  # columns of a class name
 _BLUE, _ORANGE, _GREY = "#3b82c4", "#e07b28", "#8a8f98"
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Answers of a head on the images it is scored on.
+    """Predictions of a head for the images that it is scored on.
 
     Parameters
     ----------
@@ -57,14 +58,14 @@ class Scored:
     split: str
 
     @property
-    def right(self) -> NDArray[np.bool_]:
-        """Which answers are right, shape (n,)."""
+    def correct(self) -> NDArray[np.bool_]:
+        """Whether each prediction is correct, shape (n,)."""
         return np.asarray(self.probabilities.argmax(axis=1) == self.y)
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure with its title and what it shows."""
+    """A figure with its file name, title and caption."""
 
     name: str
     title: str
@@ -72,7 +73,7 @@ class Plot:
     figure: "Figure"
 
     def svg(self) -> str:
-        """Return the figure as SVG text whose ink follows the reader's light or dark theme."""
+        """Return the figure as SVG whose text colour follows the light or dark theme of the reader."""
         buffer = io.StringIO()
         with _style():
             self.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -81,8 +82,12 @@ class Plot:
         end = text.index(">", start) + 1
         return text[start:end] + _LIGHT_AND_DARK + text[end:]
 
+    def data_url(self) -> str:
+        """Return the SVG as a data URL."""
+        return "data:image/svg+xml;base64," + base64.b64encode(self.svg().encode()).decode()
+
     def save(self, folder: Path) -> list[Path]:
-        """Write ``NAME.png`` and ``NAME.svg`` on white; return their paths."""
+        """Write ``NAME.png`` and ``NAME.svg`` with a white background; return their paths."""
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"{self.name}.{kind}" for kind in ("png", "svg")]
         with _style():
@@ -98,20 +103,20 @@ def _style() -> Iterator[None]:
     import matplotlib as mpl
 
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
-        # Letters that its font lacks become boxes, a crowded figure stays as it is; neither is the reader's affair.
+        # About letters that the font lacks, and figures too crowded for the layout: the plot is still usable.
         warnings.simplefilter("ignore", UserWarning)
         yield
 
 
 def make_plots(report: Mapping[str, Any], scored: Scored | None) -> list[Plot]:
-    """Draw what the report of a training, and its answers, give reason to draw.
+    """Draw every plot that the report has data for.
 
     Parameters
     ----------
     report : mapping
         Of a bundle.
     scored : Scored or None
-        Without it only what the report itself holds is drawn.
+        Without it, plots of single predictions are left out.
 
     Returns
     -------
@@ -140,7 +145,7 @@ def _confusion(figure: "Figure", report: Mapping[str, Any], scored: Scored | Non
     matrix = np.array(metrics["confusion"])
     display = ConfusionMatrixDisplay(matrix, display_labels=[_plain(name) for name in metrics["classes"]])
     display.plot(ax=figure.subplots(), colorbar=False, cmap="Blues", xticks_rotation=90, values_format="d")
-    return "rows are true classes, columns predicted ones"
+    return "rows are true classes, columns are predicted classes"
 
 
 def _history(figure: "Figure", report: Mapping[str, Any], scored: Scored | None) -> str:
@@ -148,20 +153,20 @@ def _history(figure: "Figure", report: Mapping[str, Any], scored: Scored | None)
     pairs = [(name, f"val_{name}") for name in ("loss", "accuracy") if name in history]
     if not pairs:
         return ""
-    watched = history.get("val_loss") or history["loss"]
-    best = int(np.argmin(watched))
+    losses = history.get("val_loss") or history["loss"]
+    best = int(np.argmin(losses))
     figure.set_size_inches(4.2 * len(pairs), 3.4)
     for axes, (name, other) in zip(np.atleast_1d(figure.subplots(1, len(pairs))), pairs, strict=True):
         epochs = np.arange(1, len(history[name]) + 1)
         axes.plot(epochs, history[name], color=_BLUE, label="training")
         if other in history:
             axes.plot(epochs, history[other], color=_ORANGE, label="validation")
-        axes.axvline(best + 1, color=_GREY, linestyle="--", label=f"epoch {best + 1}, kept")
+        axes.axvline(best + 1, color=_GREY, linestyle="--", label=f"epoch {best + 1} (kept)")
         axes.set(xlabel="epoch", ylabel=name)
         axes.legend()
     return (
-        f"the weights of epoch {best + 1} of {len(watched)} were kept; where validation turns worse while"
-        " training still gets better, the head learns its training images by heart"
+        f"the weights of epoch {best + 1} of {len(losses)} were kept; a validation curve that gets worse while the"
+        " training curve still improves is a sign of overfitting"
     )
 
 
@@ -190,30 +195,32 @@ def _candidates(figure: "Figure", report: Mapping[str, Any], scored: Scored | No
     figure.set_size_inches(5.2, 1 + 0.28 * len(rows))
     axes = figure.subplots()
     chosen = [_BLUE if row.get("params") == report["params"] else _GREY for row in rows]
-    places = np.arange(len(rows))[::-1]
+    heights = np.arange(len(rows))[::-1]
     spread = [row.get("accuracy_sd") or 0 for row in rows]
-    axes.errorbar([row["accuracy"] for row in rows], places, xerr=spread, fmt="none", ecolor=_GREY)
-    axes.scatter([row["accuracy"] for row in rows], places, c=chosen)
-    axes.set_yticks(places, names)
+    axes.errorbar([row["accuracy"] for row in rows], heights, xerr=spread, fmt="none", ecolor=_GREY)
+    axes.scatter([row["accuracy"] for row in rows], heights, c=chosen)
+    axes.set_yticks(heights, names)
     axes.set(xlabel=f"accuracy on {report.get('chosen_on') or 'folds'}")
-    return "what was tried; the blue one was chosen"
+    return "every candidate that was tried; the one that was chosen is blue"
 
 
 def _reliability(figure: "Figure", report: Mapping[str, Any], scored: Scored | None) -> str:
     if scored is None or not len(scored.y):
         return ""
-    # As it was measured at the training, so that the page says what the terminal said.
+    # The stored values of the training, so that the page agrees with what the terminal printed.
     stored = report["metrics"].get(scored.split, {}).get("calibration", {}).get("after")
     found = stored or reliability(scored.y, scored.probabilities)
-    sure, right, counts = (np.array([row[name] for row in found["bins"]]) for name in ("probability", "accuracy", "n"))
+    confidence, accuracy, counts = (
+        np.array([row[name] for row in found["bins"]]) for name in ("probability", "accuracy", "n")
+    )
     axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", label="as sure as right")
-    axes.plot(sure, right, color=_BLUE)
+    axes.plot([0, 1], [0, 1], color=_GREY, linestyle="--", label="perfect calibration")
+    axes.plot(confidence, accuracy, color=_BLUE)
     sizes = 20 + 180 * counts / counts.max()
-    axes.scatter(sure, right, s=sizes, color=_BLUE, label=f"{scored.split} images", clip_on=False)
-    axes.set(xlabel="probability of the answer", ylabel="share of right answers", xlim=(0, 1), ylim=(0, 1.02))
+    axes.scatter(confidence, accuracy, s=sizes, color=_BLUE, label=f"{scored.split} images", clip_on=False)
+    axes.set(xlabel="predicted probability", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
     axes.legend(loc="upper left")
-    return f"expected calibration error {found['error']:.3f}; a larger dot stands for more images"
+    return f"expected calibration error {found['error']:.3f}; larger dots stand for more images"
 
 
 def _coverage(figure: "Figure", report: Mapping[str, Any], scored: Scored | None) -> str:
@@ -221,18 +228,16 @@ def _coverage(figure: "Figure", report: Mapping[str, Any], scored: Scored | None
         return ""
     order = np.argsort(-scored.probabilities.max(axis=1), kind="stable")
     answered = np.arange(1, len(order) + 1)
-    accuracy = scored.right[order].cumsum() / answered
+    accuracy = scored.correct[order].cumsum() / answered
     axes = figure.subplots()
     axes.plot(answered / len(order), accuracy, color=_BLUE)
-    axes.set(
-        xlabel="share of images that are answered, the surest first", ylabel="accuracy of these answers", xlim=(0, 1)
-    )
+    axes.set(xlabel="coverage, the most confident answers first", ylabel="accuracy of these answers", xlim=(0, 1))
     half = accuracy[len(order) // 2 - 1]
-    text = f"the surer half of the answers is right for {half:.1%}"
-    taken = report["metrics"].get(scored.split, {}).get("abstain")
-    if taken and taken.get("accuracy") is not None:
-        axes.scatter([taken["coverage"]], [taken["accuracy"]], color=_ORANGE, zorder=3)
-        text += f"; the threshold of the bundle (dot) answers {taken['coverage']:.1%}"
+    text = f"accuracy of the more confident half of the answers: {half:.1%}"
+    abstention = report["metrics"].get(scored.split, {}).get("abstain")
+    if abstention and abstention.get("accuracy") is not None:
+        axes.scatter([abstention["coverage"]], [abstention["accuracy"]], color=_ORANGE, zorder=3)
+        text += f"; coverage at the threshold of the bundle (dot): {abstention['coverage']:.1%}"
     return text
 
 
@@ -262,23 +267,23 @@ def _binary(axes: "Axes", scored: Scored | None, draw: Callable[..., Any]) -> st
     draw(scored.y, scored.probabilities[:, 1], ax=axes, name=name)
     axes.set_xlabel(axes.get_xlabel().replace("Positive label: 1", name))
     axes.set_ylabel(axes.get_ylabel().replace("Positive label: 1", name))
-    return f"the class {name} against {_plain(scored.classes[0])}, as the threshold moves"
+    return f"{name} against {_plain(scored.classes[0])}, over all thresholds"
 
 
 _PLOTS: tuple[tuple[str, str, Callable[["Figure", Mapping[str, Any], Scored | None], str]], ...] = (
     ("confusion", "Confusion matrix", _confusion),
-    ("history", "Training and validation", _history),
-    ("candidates", "What was tried", _candidates),
+    ("history", "Training history", _history),
+    ("candidates", "Candidates", _candidates),
     ("learning_curve", "Learning curve", _learning_curve),
-    ("reliability", "Reliability", _reliability),
-    ("coverage", "Coverage against accuracy", _coverage),
+    ("reliability", "Calibration", _reliability),
+    ("coverage", "Accuracy by coverage", _coverage),
     ("roc", "ROC curve", _roc),
-    ("precision_recall", "Precision and recall", _precision_recall),
+    ("precision_recall", "Precision-recall curve", _precision_recall),
 )
 
 
 def candidate_name(row: Mapping[str, Any], head: str) -> str:
-    """Name a candidate in a few words.
+    """Return a short name of a candidate.
 
     >>> candidate_name({"params": {"C": 0.1}}, "logreg")
     'logreg C=0.1'
@@ -288,5 +293,5 @@ def candidate_name(row: Mapping[str, Any], head: str) -> str:
 
 
 def _plain(name: str) -> str:
-    """Keep matplotlib from reading formulas into a name, from failing at its odd characters, or from lack of room."""
-    return "".join(c if c.isprintable() else "?" for c in shorten(name, _NAME)).replace("$", r"\$")
+    """Make a name safe for matplotlib: without formulas and unprintable characters, and short."""
+    return "".join(c if c.isprintable() else "?" for c in shorten(name, _NAME_WIDTH)).replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""The map: vectors to points in the plane, seeded and kept in the user's cache folder."""
+"""The map: vectors projected to two dimensions, with a seed, cached in the user's cache folder."""
 
 import contextlib
 import hashlib
@@ -16,8 +16,8 @@ from pipeline.features.keras_runtime import quiet_import
 from pipeline.files import cache_folder
 from pipeline.wording import closest
 
-_AXES = 50  # t-SNE and UMAP get this many principal axes
-_THREADED = 2_000  # points from which t-SNE gets all cores
+_AXES = 50  # principal components that t-SNE and UMAP get
+_THREADED = 2_000  # points from which t-SNE uses all cores
 
 
 def _pca(axes: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
@@ -30,22 +30,22 @@ def _tsne(axes: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
 
     perplexity = min(30.0, max(2.0, (len(axes) - 1) / 4))
     model = TSNE(2, perplexity=perplexity, init="pca", max_iter=400, random_state=seed, n_jobs=-1)
-    # Threads meet after every step; for few points on a busy machine they wait a hundred times as long as they compute.
+    # Threads synchronise after every step, which on a busy machine takes far longer than a step with few points.
     with threadpool_limits(1 if len(axes) < _THREADED else None):
         return np.asarray(model.fit_transform(axes), np.float64)
 
 
 def _umap(axes: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    with warnings.catch_warnings(action="ignore"):  # of numba, and of graphs in parts, which a map may well have
+    with warnings.catch_warnings(action="ignore"):  # about numba, and about graphs that are not connected
         try:
-            with quiet_import():  # the package imports TensorFlow too, for a part that is not used here
+            with quiet_import():  # umap imports TensorFlow for a part that is not used here
                 from umap import UMAP
         except ImportError as error:
             raise PipelineError(
-                "the map by UMAP needs the package umap-learn; run: pip install twostage-features[umap], or choose"
-                " tsne or pca"
+                "a UMAP map needs the package umap-learn; run: pip install twostage-features[umap], or choose tsne"
+                " or pca"
             ) from error
-        # With a seed UMAP runs in one thread anyway.
+        # UMAP ignores n_jobs if it gets a seed, and warns.
         model = UMAP(n_neighbors=min(15, len(axes) - 1), random_state=seed, n_jobs=1)
         return np.asarray(model.fit_transform(axes), np.float64)
 
@@ -58,7 +58,7 @@ METHODS: dict[str, Callable[[NDArray[np.float64], int], NDArray[np.float64]]] = 
 
 
 def project(vectors: NDArray[np.floating], method: str = "tsne", seed: int = 0) -> NDArray[np.float32]:
-    """Lay vectors out in the plane, so that similar images lie together.
+    """Project vectors to two dimensions, with similar vectors close together.
 
     Parameters
     ----------
@@ -70,14 +70,14 @@ def project(vectors: NDArray[np.floating], method: str = "tsne", seed: int = 0) 
     Returns
     -------
     ndarray of float32, shape (n, 2)
-        From 0 to 1 in both directions; taken from the cache where the same was asked before.
+        Scaled to 0 to 1 in both dimensions; from the cache if it was computed before.
 
     Raises
     ------
     UsageError
-        If there is no such method.
+        If the method is unknown.
     PipelineError
-        If its package is not installed.
+        If the package of the method is not installed.
 
     Examples
     --------
@@ -87,18 +87,18 @@ def project(vectors: NDArray[np.floating], method: str = "tsne", seed: int = 0) 
     if method not in METHODS:
         raise UsageError(f"map {method!r} is unknown; {closest(method, METHODS)}")
     vectors = np.ascontiguousarray(vectors, np.float32)
-    place = cache_folder() / "maps" / f"{_key(vectors, method, seed)}.npy"
+    path = cache_folder() / "maps" / f"{_key(vectors, method, seed)}.npy"
     with contextlib.suppress(OSError, ValueError):
-        kept = np.load(place, allow_pickle=False)
-        if kept.shape == (len(vectors), 2):
-            return np.asarray(kept, np.float32)
+        cached = np.load(path, allow_pickle=False)
+        if cached.shape == (len(vectors), 2):
+            return np.asarray(cached, np.float32)
     points = np.zeros((len(vectors), 2))
     if len(vectors) > 3:
         points = METHODS[method](_principal(vectors, seed), seed)
     low, high = points.min(axis=0, initial=np.inf), points.max(axis=0, initial=-np.inf)
     scaled = np.asarray((points - low) / np.where(high > low, high - low, 1), np.float32)
     with contextlib.suppress(OSError):
-        _keep(place, scaled)
+        _save(path, scaled)
     return scaled
 
 
@@ -120,9 +120,9 @@ def _key(vectors: NDArray[np.float32], method: str, seed: int) -> str:
     return digest.hexdigest()
 
 
-def _keep(place: Path, points: NDArray[np.float32]) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    temporary = place.with_name(f".{place.name}.{os.getpid()}")
+def _save(path: Path, points: NDArray[np.float32]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("wb") as file:
         np.save(file, points)
-    temporary.replace(place)
+    temporary.replace(path)

@@ -1,4 +1,4 @@
-"""The stored images that look most like a given one, and a sheet that shows them."""
+"""The stored images most similar to a given one, and a contact sheet of them."""
 
 import os
 from collections.abc import Sequence
@@ -16,8 +16,8 @@ from pipeline.images.decode import load_pixels, open_rgb
 from pipeline.insight.pictures import lost_note, path_of, thumbnail, thumbnails
 from pipeline.wording import printable, shorten
 
-_CELL, _TEXT, _GAP, _ACROSS = 180, 34, 8, 5
-_MOST = 250  # cells of a sheet, which is then 9,400 pixels high
+_CELL, _TEXT, _GAP = 180, 34, 8  # pixels of a sheet
+_COLUMNS, _MAX_CELLS = 5, 250
 
 
 class Similar(NamedTuple):
@@ -28,9 +28,9 @@ class Similar(NamedTuple):
     path : str
         Relative to the root of the feature file.
     label : str
-        Empty without one.
+        Empty without a label.
     cosine : float
-        Of its vector with that of the image asked for; 1 is the same direction.
+        Cosine similarity of its vector and that of the given image.
     row : int
         Of the feature file.
     """
@@ -48,9 +48,9 @@ def find_similar(
     speed: Speed = Speed(),
     index: VectorIndex | None = None,
 ) -> list[Similar]:
-    """Find the stored images whose vectors have the largest cosine to that of an image.
+    """Find the stored images with the largest cosine similarity to an image.
 
-    Without an index the search is exact and reads the file block by block, so that memory does not grow with it.
+    Without an index the search is exact and reads the file block by block, in constant memory.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def find_similar(
     k : int
     speed : Speed
     index : VectorIndex or None
-        Of the feature file: many times faster among millions, and may miss some.
+        Of the feature file: much faster for millions of images, but approximate.
 
     Returns
     -------
@@ -71,8 +71,10 @@ def find_similar(
     ------
     ImageError
         If the image cannot be decoded.
+    UsageError
+        If `k` is less than 1.
     WeightsError
-        If the weights are absent or have changed since the extraction.
+        If the weights are missing or have changed since the extraction.
 
     Examples
     --------
@@ -80,7 +82,7 @@ def find_similar(
     [Similar(path='cat/17.jpg', label='cat', cosine=0.91, row=16)]
     """
     if k < 1:
-        raise UsageError(f"{k} similar images cannot be found; ask for 1 or more")
+        raise UsageError(f"cannot find {k} similar images; give 1 or more")
     store = features if isinstance(features, FeatureStore) else FeatureStore(features)
     recipe = store.recipe
     pixels = load_pixels(os.fspath(image), recipe.size, recipe.resize)
@@ -98,22 +100,22 @@ def find_similar(
 def contact_sheet(
     store: FeatureStore, image: str | os.PathLike[str], found: Sequence[Similar], out: str | os.PathLike[str]
 ) -> list[str]:
-    """Write a PNG with the image asked for and those found, each with its label and cosine.
+    """Write a PNG with the given image and those found, each with its label and cosine similarity.
 
     Returns
     -------
     list of str
-        What the sheet does not show, and why: it has room for 249 images, and not all may still be there.
+        Which images the sheet does not show, and why: there are more than 249, or files are lost.
 
     Raises
     ------
     PipelineError
-        If it cannot be written.
+        If the file cannot be written.
     """
     notes = []
-    if len(found) >= _MOST:
-        notes.append(f"the sheet shows the first {_MOST - 1} of {len(found):,} images")
-        found = found[: _MOST - 1]
+    if len(found) >= _MAX_CELLS:
+        notes.append(f"the sheet shows the first {_MAX_CELLS - 1} of {len(found):,} images")
+        found = found[: _MAX_CELLS - 1]
     pictures = thumbnails(store, [each.row for each in found], _CELL)
     if lost := len(found) - len(pictures):
         notes.append(lost_note(lost, len(found), store.index.root))
@@ -121,12 +123,12 @@ def contact_sheet(
         (thumbnail(open_rgb(os.fspath(image)), _CELL), "this image", "")
     ]
     cells += [(pictures.get(each.row), each.label or path_of(store, each.row), f"{each.cosine:.3f}") for each in found]
-    lines = -(-len(cells) // _ACROSS)
+    lines = -(-len(cells) // _COLUMNS)
     step, high = _CELL + _GAP, _CELL + _TEXT + _GAP
-    sheet = Image.new("RGB", (_ACROSS * step + _GAP, lines * high + _GAP), "white")
+    sheet = Image.new("RGB", (_COLUMNS * step + _GAP, lines * high + _GAP), "white")
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     for number, (picture, name, cosine) in enumerate(cells):
-        left, top = _GAP + number % _ACROSS * step, _GAP + number // _ACROSS * high
+        left, top = _GAP + number % _COLUMNS * step, _GAP + number // _COLUMNS * high
         if picture:
             sheet.paste(picture, (left + (_CELL - picture.width) // 2, top + (_CELL - picture.height) // 2))
         else:
@@ -142,4 +144,4 @@ def contact_sheet(
 
 
 def _ascii(text: str) -> str:
-    return printable(text).encode("ascii", "replace").decode()  # Pillow's own font has no more
+    return printable(text).encode("ascii", "replace").decode()  # the only letters of Pillow's own font

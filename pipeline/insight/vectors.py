@@ -1,4 +1,4 @@
-"""Vectors and what is known of each image as one Parquet table, for embedding viewers."""
+"""Vectors, paths, labels and splits as a Parquet table, for embedding viewers."""
 
 import os
 from pathlib import Path
@@ -14,27 +14,27 @@ from pipeline.insight.pictures import path_of
 def export_vectors(features: FeatureStore | str | os.PathLike[str], out: str | os.PathLike[str]) -> int:
     r"""Write a feature file as a Parquet table, block by block.
 
-    Columns: ``path`` (relative), ``image`` (where the file lies), ``label``, ``split`` and ``group`` (null where
-    there is none), and ``vector``, a list of float32. Of several views the first is written, which is
-    the image itself. Bytes of a name that are not UTF-8 become ``\udcXX``.
+    Columns: ``path`` (relative), ``image`` (full path), ``label``, ``split`` and ``group`` (null if absent), and
+    ``vector``, a list of float32. Of several views only the first is written, the image itself. Bytes of a name that
+    are not UTF-8 become ``\udcXX``.
 
     Parameters
     ----------
     features : FeatureStore or path
     out : path
-        Ends in ``.parquet``; replaced when the table is complete.
+        Ends in ``.parquet``; an existing file is replaced once the table is complete.
 
     Returns
     -------
     int
-        How many rows were written.
+        Number of rows written.
 
     Raises
     ------
     UsageError
-        If `out` has another ending.
+        If `out` does not end in ``.parquet``.
     PipelineError
-        If it cannot be written.
+        If the file cannot be written.
 
     Examples
     --------

@@ -1,15 +1,15 @@
 "use strict";
-// The map and what opens the photographs. Names reach the page as text (textContent), never as markup.
+// The map, and the galleries of photographs. Names are inserted as text (textContent), never as markup.
 const data = JSON.parse(document.getElementById("data").textContent);
 const count = data.path.length, PER_ROW = 16, PER_SHEET = 256, MOST = 300;
 const $ = (id) => document.getElementById(id), number = (value) => value.toLocaleString("en");
-// Two layers: the points, and what follows the pointer above them, so that pointing does not draw all points anew.
+// Two layers: the points, and above them what follows the pointer, so that pointing does not redraw all points.
 const [canvas, above] = document.querySelectorAll("#map canvas"), tip = $("tip");
 const pen = canvas.getContext("2d"), marker = above.getContext("2d");
 const shownClasses = new Set(data.classes.keys());
 const selected = new Set();
 let view = {x: 0, y: 0, zoom: 1}, focus = -1, box = null, visible = [], groups = [];
-const due = new Set();
+const scheduled = new Set();
 
 function element(tag, text, className) {
   const made = document.createElement(tag);
@@ -23,7 +23,7 @@ function thumb(i) {
   made.style.width = made.style.height = data.side + "px";
   made.setAttribute("role", "img");
   made.setAttribute("aria-label", "photograph");
-  if (cell < 0) { made.classList.add("none"); made.textContent = "not readable"; return made; }
+  if (cell < 0) { made.classList.add("none"); made.textContent = "not available"; return made; }
   const place = cell % PER_SHEET;
   made.style.backgroundImage = `var(--s${data.side}-${Math.floor(cell / PER_SHEET)})`;
   made.style.backgroundPosition = `-${(place % PER_ROW) * data.side}px -${Math.floor(place / PER_ROW) * data.side}px`;
@@ -32,7 +32,7 @@ function thumb(i) {
 
 function facts(i) {
   const wrong = data.label[i] !== data.predicted[i];
-  return `${data.classes[data.label[i]]}${wrong ? ", taken for " + data.classes[data.predicted[i]] : ""} ` +
+  return `${data.classes[data.label[i]]}${wrong ? ", predicted as " + data.classes[data.predicted[i]] : ""} ` +
     `(${(data.probability[i] / 10).toFixed(1)} %, ${data.splits[data.split[i]]})`;
 }
 
@@ -45,9 +45,9 @@ function fill(gallery, images) {
   if (images.length > MOST) gallery.append(element("p", `and ${number(images.length - MOST)} more`, "soft"));
 }
 
-// Tables: a number or a class opens its photographs.
-const dialog = document.querySelector("dialog"), judgedSplit = data.splits.indexOf(data.judged);
-const judged = [...data.path.keys()].filter((i) => data.split[i] === judgedSplit);
+// Tables: clicking a number or a class opens a gallery.
+const dialog = document.querySelector("dialog"), scoredSplit = data.splits.indexOf(data.scored);
+const scored = [...data.path.keys()].filter((i) => data.split[i] === scoredSplit);
 function open(title, images) {
   $("dialog-title").textContent = `${title} (${number(images.length)})`;
   images.sort((a, b) => data.probability[b] - data.probability[a]);
@@ -55,19 +55,19 @@ function open(title, images) {
   dialog.showModal();
 }
 document.querySelectorAll("[data-true]").forEach((button) => button.addEventListener("click", () => {
-  const [t, p] = [Number(button.dataset.true), Number(button.dataset.taken)];
-  const title = t === p ? `${data.classes[t]}, answered rightly` : `${data.classes[t]} taken for ${data.classes[p]}`;
-  open(title, judged.filter((i) => data.label[i] === t && data.predicted[i] === p));
+  const [t, p] = [Number(button.dataset.true), Number(button.dataset.predicted)];
+  const title = t === p ? `${data.classes[t]}, predicted correctly` : `${data.classes[t]} predicted as ${data.classes[p]}`;
+  open(title, scored.filter((i) => data.label[i] === t && data.predicted[i] === p));
 }));
 document.querySelectorAll("[data-class]").forEach((button) => button.addEventListener("click", () => {
   const c = Number(button.dataset.class);
-  open(`Wrong answers about ${data.classes[c]}`, judged.filter((i) =>
+  open(`Mistakes that involve ${data.classes[c]}`, scored.filter((i) =>
     data.label[i] !== data.predicted[i] && (data.label[i] === c || data.predicted[i] === c)));
 }));
 $("close").addEventListener("click", () => dialog.close());
 dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
 
-// Colours: evenly turned hues, two lightnesses, both lighter on a dark page.
+// Colours: evenly spaced hues in two lightnesses, both lighter on a dark page.
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const hue = (c) => `hsl(${Math.round(c * 360 / Math.min(data.classes.length, 12)) % 360} 65% ${(c % 2 ? 42 : 56) + (dark.matches ? 14 : 0)}%)`;
 let hues = [];
@@ -77,7 +77,7 @@ const colourOf = {
   mistake: (i) => data.label[i] === data.predicted[i] ? "#8a8f98" : "#e0392b",
 };
 
-// A point's pixels are left + across * x and top + down * y.
+// A point is drawn at left + across * x, top + down * y, in pixels.
 function mapping() {
   const {width, height} = canvas, edge = 0.04, step = (1 - 2 * edge) * view.zoom / 10000;
   return {left: (edge - view.x) * view.zoom * width, across: step * width,
@@ -94,16 +94,16 @@ function filter() {
     shownClasses.has(data.label[i]) && (split < 0 || data.split[i] === split));
   $("count").textContent = `${number(visible.length)} of ${number(count)} shown`;
   if (focus >= 0 && !visible.includes(focus)) point(-1);
-  dye();
+  groupByColour();
 }
 
-function tint() {
+function updateColours() {
   hues = data.classes.map((_, c) => hue(c));
   $("legend").querySelectorAll("i").forEach((dot, c) => { dot.style.background = hues[c]; });
-  dye();
+  groupByColour();
 }
 
-function dye() {
+function groupByColour() {
   const colour = colourOf[$("colour").value], byColour = new Map();
   for (const i of visible) {
     const key = colour(i);
@@ -114,12 +114,12 @@ function dye() {
   draw();
 }
 
-const soon = (layer) => { if (!due.size) requestAnimationFrame(paint); due.add(layer); };
-const draw = () => { soon(points); soon(marks); }, mark = () => soon(marks);
+const schedule = (layer) => { if (!scheduled.size) requestAnimationFrame(paint); scheduled.add(layer); };
+const draw = () => { schedule(points); schedule(marks); }, mark = () => schedule(marks);
 
 function paint() {
-  const layers = [...due], ratio = window.devicePixelRatio || 1, size = canvas.getBoundingClientRect();
-  due.clear();
+  const layers = [...scheduled], ratio = window.devicePixelRatio || 1, size = canvas.getBoundingClientRect();
+  scheduled.clear();
   const [width, height] = [Math.round(size.width * ratio), Math.round(size.height * ratio)];
   for (const each of [canvas, above])
     if (each.width !== width || each.height !== height) [each.width, each.height] = [width, height];
@@ -149,7 +149,7 @@ function marks(radius, ratio) {
   marker.setLineDash([]);
 }
 
-// One path for each circle: a single one of thousands takes longer.
+// One path for each circle: a single path of thousands of circles is slower.
 function circles(pen, how, members, radius) {
   const at = mapping(), {width, height} = canvas;
   for (const i of members) {
@@ -240,7 +240,7 @@ canvas.addEventListener("pointerup", (event) => {
 canvas.addEventListener("pointercancel", () => { held = box = null; draw(); });
 canvas.addEventListener("pointerleave", () => { if (!held && document.activeElement !== canvas) point(-1); });
 canvas.addEventListener("wheel", (event) => {
-  if (document.activeElement !== canvas && !event.ctrlKey) return; // the page scrolls until the map is clicked
+  if (document.activeElement !== canvas && !event.ctrlKey) return; // until the map is clicked, the wheel scrolls the page
   event.preventDefault();
   const [x, y] = where(event);
   zoom(event.deltaY < 0 ? 1.25 : 0.8, x / canvas.width, y / canvas.height);
@@ -297,7 +297,7 @@ every.addEventListener("click", () => {
   filter();
 });
 $("legend").append(every);
-$("colour").addEventListener("change", dye);
+$("colour").addEventListener("change", groupByColour);
 $("split").addEventListener("change", filter);
 $("select").addEventListener("click", () => $("select").setAttribute("aria-pressed", String($("select").getAttribute("aria-pressed") !== "true")));
 $("in").addEventListener("click", () => zoom(1.5));
@@ -306,6 +306,6 @@ $("home").addEventListener("click", () => zoom(0));
 $("clear").addEventListener("click", () => { selected.clear(); list(); });
 $("copy").addEventListener("click", () => { const text = document.querySelector("#list textarea"); text.select(); document.execCommand("copy"); });
 new ResizeObserver(draw).observe(canvas);
-dark.addEventListener("change", tint);
+dark.addEventListener("change", updateColours);
 filter();
-tint();
+updateColours();
