@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # the names of `_HOMES` for type checkers, to which "as" make
     from pipeline.features.store import FeatureStore as FeatureStore
     from pipeline.features.store import verify as verify
     from pipeline.features.transformer import BottleneckFeatures as BottleneckFeatures
-    from pipeline.finetuning.tuning import Tuning as Tuning
+    from pipeline.finetuning.options import Tuning as Tuning
     from pipeline.finetuning.tuning import fine_tune as fine_tune
     from pipeline.heads.classifiers import HEADS as HEADS
     from pipeline.heads.keras_head import KerasHead as KerasHead
@@ -53,7 +53,7 @@ _HOMES = {
     "Speed": "features.options",
     "Summary": "features.extraction",
     "Trust": "trust.options",
-    "Tuning": "finetuning.tuning",
+    "Tuning": "finetuning.options",
     "compare": "training.comparison",
     "extract": "features.extraction",
     "fine_tune": "finetuning.tuning",

@@ -24,6 +24,7 @@ import inspect
 import numbers
 import os
 import types
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
@@ -81,7 +82,8 @@ def options(cls: type[Group]) -> type[Group]:
 def accepts_fields(function: Callable[..., Result]) -> Callable[..., Result]:
     """Let callers give the fields of a function's groups of options one by one, as keywords of their own.
 
-    A group is a parameter whose default is a dataclass. A field that is given replaces that of the group.
+    A group is a parameter whose default is a dataclass. A field that is given replaces that of the group; one that two
+    groups have can only be given within its group.
 
     Raises
     ------
@@ -90,7 +92,9 @@ def accepts_fields(function: Callable[..., Result]) -> Callable[..., Result]:
     """
     own = inspect.signature(function).parameters
     groups = {name: each.default for name, each in own.items() if dataclasses.is_dataclass(each.default)}
-    homes = {field.name: name for name, group in groups.items() for field in dataclasses.fields(group)}
+    fields = [(field.name, name) for name, group in groups.items() for field in dataclasses.fields(group)]
+    count = Counter(field for field, _ in fields)
+    homes = {field: name for field, name in fields if count[field] == 1}
 
     @functools.wraps(function)
     def call(*args: Any, **named: Any) -> Result:
@@ -104,6 +108,11 @@ def accepts_fields(function: Callable[..., Result]) -> Callable[..., Result]:
         return function(*args, **named)
 
     return call
+
+
+def command_line_fields(group: Any) -> "list[dataclasses.Field[Any]]":
+    """Return the fields of a group, or of its class, that are options of the command line."""
+    return [field for field in dataclasses.fields(group) if not field.metadata.get("in_python")]
 
 
 def flag_of(field: "dataclasses.Field[Any]") -> str:

@@ -31,6 +31,24 @@ def run(images, *, size: Size = Size(), progress=None):  # noqa: B008 - frozen
     return images, size, progress
 
 
+@options
+class Shape:
+    """A group with a field that `Size` has too."""
+
+    side: int = option(default=1, help="Number of sides.")
+    round: bool = option(default=False, help="Without corners.")
+
+
+def test_a_field_of_two_groups_is_given_within_its_group():
+    @accepts_fields
+    def paint(*, size: Size = Size(), shape: Shape = Shape()):  # noqa: B008
+        return size, shape
+
+    assert paint(round=True, shape=Shape(side=4)) == (Size(), Shape(4, round=True))
+    with pytest.raises(UsageError, match="paint has no option 'side'"):
+        paint(side=4)
+
+
 def test_a_group_is_frozen_and_compares_by_its_values():
     assert Size(side=3) == Size(3)
     with pytest.raises(dataclasses.FrozenInstanceError):

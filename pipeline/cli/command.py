@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args, get_origin
 import click
 
 from pipeline.errors import PipelineError, UsageError
-from pipeline.options import flag_of, types_of
+from pipeline.options import command_line_fields, flag_of, types_of
 from pipeline.wording import count_of
 
 Result = TypeVar("Result")
@@ -153,7 +153,7 @@ def group_options(**groups: type) -> Callable[[Callable[..., Result]], Callable[
     """
 
     def decorate(function: Callable[..., Result]) -> Callable[..., Result]:
-        fields = {name: _command_line_fields(group) for name, group in groups.items()}
+        fields = {name: command_line_fields(group) for name, group in groups.items()}
 
         @functools.wraps(function)
         def with_groups(**values: Any) -> Result:
@@ -171,10 +171,6 @@ def group_options(**groups: type) -> Callable[[Callable[..., Result]], Callable[
         return decorated
 
     return decorate
-
-
-def _command_line_fields(group: Any) -> list[dataclasses.Field[Any]]:
-    return [field for field in dataclasses.fields(group) if not field.metadata.get("in_python")]
 
 
 def _option_of(field: dataclasses.Field[Any], kind: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -5,7 +5,6 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -21,6 +20,7 @@ from pipeline.cli.command import (
 )
 from pipeline.errors import IntegrityError, PipelineError, UsageError
 from pipeline.features.options import Speed
+from pipeline.insight.options import Options
 from pipeline.wording import count_of
 
 
@@ -116,27 +116,24 @@ def runs(
 @click.option(
     "--features", multiple=True, metavar="FEATURES", help="The bundle's training data.  [default: as recorded in it]"
 )
-@click.option("--map", "projection", default="tsne", help="How the map is made: tsne, pca, or umap (an extra).")
-@click.option("--heat-maps", type=click.IntRange(0), default=12, help="How many mistakes get a heat map.")
-@click.option("--seed", default=0, help="Of the map and of the audit's folds.")
-@click.option("--plots", metavar="FOLDER", help="Write every plot as PNG and SVG too.")
+@group_options(options=Options)
 def report(
     bundle: str,
     out: str,
     features: tuple[str, ...],
+    options: Options,
     as_json: bool,
     quiet: bool,
-    **options: Any,
 ) -> None:
     """Write one HTML file that shows what a bundle has learned and what is wrong with its data.
 
     The file opens offline. It holds a summary, the confusion matrix, mistakes with their photographs,
     plots, a map of all images, and the audit.
     """
-    from pipeline.insight.report import Options, write_report
+    from pipeline.insight.report import write_report
 
     with progress_bar(" images", quiet) as progress:
-        written = write_report(bundle, out, features=features, options=Options(**options), progress=progress)
+        written = write_report(bundle, out, features=features, options=options, progress=progress)
     if as_json:
         print_json({**vars(written), "path": str(written.path), "plots": [str(path) for path in written.plots]})
         return

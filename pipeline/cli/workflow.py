@@ -21,6 +21,7 @@ from pipeline.cli.command import (
 )
 from pipeline.errors import UsageError
 from pipeline.features.options import RecipeOptions, Speed, Storage
+from pipeline.finetuning.options import Tuning
 from pipeline.training.options import Training
 from pipeline.trust.options import Trust
 from pipeline.wording import count_of
@@ -264,35 +265,30 @@ def _feature_files(images: tuple[str, ...]) -> Any:
 @click.option(
     "--features", multiple=True, metavar="FEATURES", help="The bundle's training data.  [default: as recorded in it]"
 )
-@click.option("--after", metavar="LAYER", help="Tune what follows this layer.  [default: the last fifth to third]")
-@click.option("--epochs", default=20, help="At most; the best one on validation is kept.")
-@click.option("--learning-rate", default=3e-4, help="Of Adam.")
-@click.option("--views", default="1", help="Augmented versions of each image to learn from; see extract.")
-@click.option("--seed", default=0, help="Of the order of images and of dropout.")
-@group_options(speed=Speed)
+@group_options(tuning=Tuning, speed=Speed)
 @click.option("--overwrite", is_flag=True, help="Replace the files of an earlier tuning.")
 def finetune(
     bundle: str,
     out: str,
     features: tuple[str, ...],
+    tuning: Tuning,
     speed: Speed,
     overwrite: bool,
     as_json: bool,
     quiet: bool,
-    **tuning: Any,
 ) -> None:
     """Train the last blocks of a bundle's network at a low learning rate, then a new head on its vectors.
 
     The optional last step. Writes the new bundle and, next to it, the tuned weights and the feature file made with
     them.
     """
-    from pipeline.finetuning.tuning import Places, Tuning, fine_tune
+    from pipeline.finetuning.tuning import Places, fine_tune
 
     _, report = fine_tune(
         bundle,
         out,
         features=features,
-        tuning=Tuning(**tuning),
+        tuning=tuning,
         overwrite=overwrite,
         speed=speed,
         phases=functools.partial(progress_bar, quiet=quiet),

@@ -21,16 +21,18 @@ from numpy.typing import NDArray
 
 from pipeline.bundles.bundle import DESCRIPTION, Bundle
 from pipeline.errors import IntegrityError, RecipeMismatchError, TrainingError, UsageError
-from pipeline.features.engines import Speed, make_encoder
+from pipeline.features.engines import make_encoder
 from pipeline.features.extraction import fill_store
+from pipeline.features.options import Speed
 from pipeline.features.recipe import LAST, Recipe
 from pipeline.features.store import FeatureStore
 from pipeline.features.weights import TUNED, file_sha256
 from pipeline.finetuning.last_blocks import LastBlocks, smoothed_loss
+from pipeline.finetuning.options import Tuning
 from pipeline.heads.classifiers import AUTO
 from pipeline.images.manifest import Manifest
 from pipeline.images.texts import Positions, Texts
-from pipeline.images.views import ONE, parse_views
+from pipeline.options import accepts_fields
 from pipeline.parallel import ahead, one_blas_thread
 from pipeline.training.provenance import asked_of, training_data_of
 from pipeline.training.report import Report
@@ -46,47 +48,6 @@ Phases = Callable[[str], AbstractContextManager[Progress | None]]
 _CHECKED = 64  # validation images for which feature maps and vectors must give the same probabilities
 _TOLERANCE = 0.05  # largest difference of these probabilities
 _SOFT = 1e-3  # C of the head that tuning starts from: a confident head has vanishing gradients
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """Options of fine-tuning.
-
-    Parameters
-    ----------
-    after : str or None
-        Layer after which weights are trained; None to choose one with about the last quarter of the convolutions
-        after it.
-    epochs : int
-        Largest number of epochs; the weights of the epoch with the lowest validation loss are kept.
-    patience : int
-        Number of epochs without a lower validation loss after which training stops.
-    learning_rate : float
-        Of Adam.
-    batch_size : int
-        Feature maps per step.
-    views : str
-        Augmented versions of each training image, as for an extraction.
-    seed : int
-        Of the order of the images and of dropout.
-    """
-
-    after: str | None = None
-    epochs: int = 20
-    patience: int = 3
-    learning_rate: float = 3e-4
-    batch_size: int = 32
-    views: str = ONE
-    seed: int = 0
-
-    def check(self) -> None:
-        """Raise UsageError if a value is out of range."""
-        for name in ("epochs", "patience", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} {getattr(self, name)} is too few; give 1 or more")
-        if not 0 < self.learning_rate < 1:
-            raise UsageError(f"learning_rate {self.learning_rate:g} is not between 0 and 1; give one such as 3e-4")
-        parse_views(self.views)
 
 
 @dataclass(frozen=True)
@@ -124,6 +85,7 @@ class Places:
                 raise UsageError(f"{path} already exists; choose another --out or give --overwrite")
 
 
+@accepts_fields
 def fine_tune(
     bundle: Bundle | str | os.PathLike[str],
     out: str | os.PathLike[str],

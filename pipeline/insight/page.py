@@ -3,7 +3,6 @@
 To add a section, add its class and a field of `Page` here, and its HTML to ``templates/report.html``.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from pipeline.images.findings import KEEP, Finding
 from pipeline.insight.answers import Answers
 from pipeline.insight.audit import KINDS, Audit, audit
 from pipeline.insight.heat_maps import HeatMaps
+from pipeline.insight.options import Options
 from pipeline.insight.page_text import short, show, verdict
 from pipeline.insight.pictures import Pictures, Sheets, look_at, pack, thumbnails
 from pipeline.insight.plots import Plot, Scored, candidate_name, make_plots
@@ -30,28 +30,6 @@ _CARDS = 24  # at most, of mistakes, of correct answers, and of findings of one 
 _CARD_SIDE = 144  # pixels of a photograph on a card
 _MAP_SIDES = ((2_000, 112), (4_000, 88), (MAX_POINTS, 64))  # points on the map -> pixels of their thumbnails
 _SPLITS = ("train", "validation", "test")
-
-
-@dataclass(frozen=True)
-class Options:
-    """What goes into a report.
-
-    Parameters
-    ----------
-    projection : {"tsne", "pca", "umap"}
-        Method of the map.
-    heat_maps : int
-        Number of most confident mistakes that get one.
-    seed : int
-        Of the map, of the sample of images on it if there are more than 10,000, and of the audit's folds.
-    plots : path or None
-        Folder that gets every plot as PNG and SVG.
-    """
-
-    projection: str = "tsne"
-    heat_maps: int = 12
-    seed: int = 0
-    plots: str | os.PathLike[str] | None = None
 
 
 @dataclass(frozen=True)
