@@ -42,6 +42,8 @@ from pipeline.trust.abstention import needed
 from pipeline.trust.options import Trust
 from pipeline.wording import count_of
 
+__all__ = ["Places", "Tuning", "best_epoch", "fine_tune"]
+
 Progress = Callable[[int, int], None]
 Phases = Callable[[str], AbstractContextManager[Progress | None]]
 

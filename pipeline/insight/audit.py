@@ -37,14 +37,14 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found.
+    """The findings of an audit.
 
     Parameters
     ----------
     findings : list of Finding
-        Kind by kind, the worst first.
+        Sorted by kind, the worst first.
     images : int
-        How many were looked at.
+        Number of images checked.
     notes : list of str
         What could not be checked, and why.
     seconds : float
@@ -78,11 +78,11 @@ def audit(
     ----------
     features : FeatureStore or path
     pictures : Pictures or None
-        What `pipeline.insight.pictures.look_at` has seen already.
+        From `pipeline.insight.pictures.look_at`, if image files have been read already.
     images : bool
-        Whether image files are read (for dark, blurred and odd-sized ones) when `pictures` is None.
+        Whether to read image files, to find dark, blank, blurred and odd-sized ones, if `pictures` is None.
     seed : int
-        Of the folds.
+        Of the folds, and of the randomised PCA.
     progress : callable (done, total) or None
         Called while image files are read.
 
@@ -93,7 +93,7 @@ def audit(
     Raises
     ------
     UsageError
-        If the file holds no image.
+        If the file holds no images.
 
     Examples
     --------
