@@ -1,4 +1,4 @@
-"""Batch prediction: images or cached vectors in, one row per image out, in input order."""
+"""Batch prediction: one row per image, in input order, from images or cached vectors."""
 
 import contextlib
 import csv
@@ -23,30 +23,31 @@ from pipeline.features.store import FeatureStore
 from pipeline.files import replacing, writing
 from pipeline.images.manifest import Manifest
 from pipeline.images.texts import Texts
+from pipeline.options import accepts_fields
 from pipeline.parallel import Progress
 from pipeline.trust.safeguards import ABSTAIN, NOVEL, OK
 
 STDOUT = "-"
 _NUMBERS = ("probability", "novelty")  # columns
-ANSWERED = (OK, ABSTAIN, NOVEL)  # the rest of the statuses are reasons why an image could not be read
+ANSWERED = (OK, ABSTAIN, NOVEL)  # any other status is the reason why an image could not be read
 
 
 class Prediction(NamedTuple):
-    """What was found for one image.
+    """The prediction for one image.
 
     Parameters
     ----------
     path : str
-        As it was given.
+        As given.
     status : str
-        ``"ok"``; ``"abstain"`` or ``"novel"`` where the answer should not be trusted; or the reason why there
-        is none.
+        ``"ok"``; ``"abstain"`` or ``"novel"`` if the answer should not be trusted; or the reason why there is
+        no answer.
     labels : tuple of str
-        The most probable classes, best first; empty where the image could not be read.
+        The most probable classes, best first; empty if the image could not be read.
     probabilities : tuple of float
-        Theirs, from 0 to 1.
+        Of `labels`, from 0 to 1.
     novelty : float or None
-        Above 1 the image is unlike anything in training; None where the bundle has no such score.
+        Above 1 if the image is unlike anything in training; None if the bundle has no novelty score.
     """
 
     path: str
@@ -56,6 +57,7 @@ class Prediction(NamedTuple):
     novelty: float | None = None
 
 
+@accepts_fields
 def predict(
     bundle: Bundle,
     images: Iterable[str | os.PathLike[str]] | FeatureStore | Sequence[FeatureStore],
@@ -64,32 +66,32 @@ def predict(
     speed: Speed = Speed(),
     progress: Progress | None = None,
 ) -> Iterator[Prediction]:
-    """Predict the class of each image, in order; memory does not grow with their number.
+    """Predict the class of each image, in order; memory does not grow with the number of images.
 
     Parameters
     ----------
     bundle : Bundle
     images : iterable of paths, or FeatureStore, or a sequence of them
-        Files are decoded and encoded as in the extraction; feature files of the bundle's recipes, one each, need
-        neither, and are joined by image.
+        Images are decoded and encoded as in an extraction. Feature files, one for each of the bundle's recipes, are
+        joined by image.
     top_k : int
-        How many classes to name for each image, at most the number of classes.
+        Number of classes to return for each image.
     speed : Speed
-        Engine, batch size, workers.
+        engine, batch_size, workers; may be given as keywords.
     progress : callable (done, total) or None
-        Called after each batch; `total` is 0 where it is not known.
+        Called after each batch; `total` is 0 if unknown.
 
     Yields
     ------
     Prediction
-        One for each image; one that cannot be read has its reason as `status`.
+        One for each image; if it cannot be read, `status` is the reason.
 
     Raises
     ------
     UsageError
-        If `top_k` is out of range, or the feature files are not those of the bundle's recipes.
+        If `top_k` is out of range, or the feature files do not match the bundle's recipes.
     WeightsError
-        If the weights are absent or have changed since the training.
+        If the weights are missing or have changed since the training.
 
     Examples
     --------
@@ -100,7 +102,7 @@ def predict(
     if not 1 <= top_k <= len(bundle.classes):
         raise UsageError(f"top-k {top_k} is out of range; the bundle has {len(bundle.classes)} classes")
     if bundle.multi_label and top_k > 1:
-        raise UsageError(f"top-k {top_k} has no meaning where all labels over a threshold are named; leave it out")
+        raise UsageError(f"top-k {top_k} does not apply where all labels above a threshold are named; leave it out")
     given: Any = [images] if isinstance(images, FeatureStore) else images
     if isinstance(given, (list, tuple)) and given and all(isinstance(each, FeatureStore) for each in given):
         return _from_stores(bundle, _one_for_each_recipe(bundle, given), top_k, progress)
@@ -108,15 +110,15 @@ def predict(
 
 
 def list_images(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
-    """Yield the path of each image that files, folders, manifests and ``-`` (standard input) name.
+    """Yield the path of each image in files, folders, manifests and ``-`` (standard input).
 
-    A folder stands for all images in it at any depth; a ``.csv`` or ``.parquet`` file for its rows;
-    standard input for one path a line.
+    A folder means all images in it at any depth; a ``.csv`` or ``.parquet`` file its rows; standard input one path
+    per line.
 
     Raises
     ------
     ManifestError
-        If a folder holds no image or a manifest cannot be read.
+        If a folder has no images or a manifest cannot be read.
     UsageError
         If a path is empty.
     """
@@ -139,7 +141,7 @@ def _joined(folder: str, manifest: Manifest) -> Iterator[str]:
 
 
 def _one_for_each_recipe(bundle: Bundle, stores: Sequence[FeatureStore]) -> list[FeatureStore]:
-    """Return the stores in the order of the bundle's recipes, or raise UsageError."""
+    """Return the stores in the order of the bundle's recipes; raise UsageError if they do not match."""
     if len({os.path.realpath(store.path) for store in stores}) < len(stores):
         raise UsageError("a feature file was given twice; give it once")
     left, ordered = list(stores), []
@@ -246,7 +248,7 @@ class _Writer(Protocol):
 
 
 def columns(top_k: int, novelty: bool = False) -> list[str]:
-    """Return the names of the columns of a table of predictions.
+    """Return the column names of a table of predictions.
 
     >>> columns(2, novelty=True)
     ['path', 'status', 'label', 'probability', 'label_2', 'probability_2', 'novelty']
@@ -262,7 +264,7 @@ def _cells(row: Prediction, names: Sequence[str]) -> list[Any]:
 
 
 def _printable(text: Any) -> Any:
-    # A name that is not UTF-8 would make the whole table unreadable; its odd bytes become \udc80 and so on.
+    # A name that is not UTF-8 would make the whole table unreadable; its invalid bytes become \udc80 and so on.
     return text.encode("utf-8", "backslashreplace").decode() if isinstance(text, str) else text
 
 
@@ -332,7 +334,7 @@ WRITERS: dict[str, Callable[[BinaryIO, Sequence[str]], _Writer]] = {
 def write_predictions(
     rows: Iterable[Prediction], out: str | os.PathLike[str], top_k: int = 1, *, novelty: bool = False
 ) -> Counter[str]:
-    """Write predictions as CSV, JSON lines or Parquet, whichever `out` ends in; whole or not at all.
+    """Write predictions as CSV, JSON lines or Parquet, by the ending of `out`; completely or not at all.
 
     Parameters
     ----------
@@ -340,14 +342,14 @@ def write_predictions(
     out : path
         ``.csv``, ``.jsonl`` or ``.parquet``; ``-`` for CSV on standard output.
     top_k : int
-        As given to `predict`.
+        As for `predict`.
     novelty : bool
-        Whether there is a last column with the novelty score.
+        Whether to add a column with the novelty score.
 
     Returns
     -------
     Counter of str
-        Rows by status: ``"ok"``, or the first word of the reason.
+        Number of rows by status: ``"ok"``, or the first word of the reason.
 
     Raises
     ------
@@ -363,7 +365,7 @@ def write_predictions(
     if suffix not in WRITERS:
         raise UsageError(f"cannot tell the format of {str(out)!r}; end it in {', '.join(WRITERS)}, or give - for CSV")
     rows = iter(rows)
-    first = list(itertools.islice(rows, 1))  # what fails at once must not look like an empty table
+    first = list(itertools.islice(rows, 1))  # an error in the first row must not leave an empty table
     with writing(out), contextlib.nullcontext(sys.stdout.buffer) if to_stdout else replacing(target) as file:
         writer = WRITERS[suffix](file, columns(top_k, novelty))
         for row in itertools.chain(first, rows):

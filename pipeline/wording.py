@@ -1,14 +1,13 @@
-"""Words of messages: counts, suggestions, and names that fit a terminal."""
+"""Text of messages: counts, suggestions, and names made safe and short enough for a terminal."""
 
 import difflib
-import unicodedata
 from collections.abc import Iterable
 
-_LISTED = 20  # names in a message; more are no help
+_LISTED = 20  # names listed in a message, at most
 
 
 def count_of(number: int, noun: str) -> str:
-    """Count things in words.
+    """Return a number with its noun, in the plural unless it is 1.
 
     >>> count_of(1, "image"), count_of(1200, "image")
     ('1 image', '1,200 images')
@@ -17,7 +16,7 @@ def count_of(number: int, noun: str) -> str:
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """Say in a few words which known names come closest to a wrong one.
+    """Return a hint for an unknown name: the known names most like it, else the known names.
 
     >>> closest("mobilnet", ["mobilenet", "vgg16"])
     'did you mean mobilenet?'
@@ -31,7 +30,7 @@ def closest(name: str, known: Iterable[str]) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Make control characters, newlines and lone surrogates of a name visible.
+    r"""Escape the characters that a terminal must not get as they are: controls, newlines, lone surrogates.
 
     Parameters
     ----------
@@ -40,7 +39,7 @@ def printable(text: str) -> str:
     Returns
     -------
     str
-        The same text where a terminal shows it as it is.
+        Unchanged if every character is printable.
 
     Examples
     --------
@@ -51,7 +50,7 @@ def printable(text: str) -> str:
 
 
 def display_width(text: str) -> int:
-    """Count the terminal columns of printable text: wide East Asian characters take two, accents none.
+    """Return the number of terminal columns that printable text takes, by the tables of Unicode.
 
     Parameters
     ----------
@@ -66,11 +65,13 @@ def display_width(text: str) -> int:
     >>> display_width("hat"), display_width("帽子")
     (3, 4)
     """
-    return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
+    import wcwidth
+
+    return wcwidth.width(text, control_codes="ignore")
 
 
 def shorten(text: str, width: int) -> str:
-    """Cut text to a number of terminal columns, with an ellipsis where something was cut.
+    """Cut text to a number of terminal columns; an ellipsis replaces the part that was cut.
 
     Parameters
     ----------
@@ -89,6 +90,6 @@ def shorten(text: str, width: int) -> str:
     """
     if display_width(text) <= width:
         return text
-    while text and display_width(text) > width - 1:
+    while text and display_width(text + "…") > width:
         text = text[:-1]
     return text + "…"

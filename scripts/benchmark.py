@@ -135,8 +135,8 @@ def grid_search(images: list[str], options: Result) -> Result:
     from sklearn.preprocessing import StandardScaler
 
     from pipeline.heads.classifiers import HEADS, make_head
+    from pipeline.training.candidates import DEFAULT_FOLDS
     from pipeline.training.race import RACERS
-    from pipeline.training.search import DEFAULT_FOLDS
     from pipeline.training.training_data import load_training_data
 
     data = load_training_data(options["features"])

@@ -6,8 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from test_classifiers import QUICK
-from test_training import make_store
+from helpers import QUICK, make_store
 
 from pipeline.bundles.bundle import Bundle
 from pipeline.errors import IntegrityError

@@ -9,10 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import make_duplicates, make_index
 from PIL import Image, ImageEnhance, ImageFilter
-from test_cli import run  # noqa: F401 - a fixture
-from test_findings import make_store
-from test_store import make_index
 
 from pipeline.errors import ImageError, UsageError
 from pipeline.features.store import FeatureStore, write_store
@@ -29,7 +27,7 @@ def found(result, kind):
 def test_duplicates_are_named_once_with_the_image_they_repeat(tmp_path):
     splits = ["train"] * 120
     splits[0:6:2] = ["test"] * 3  # images 0, 2, 4; their copies 1, 3, 5 are in train
-    store = make_store(tmp_path / "f.h5", splits=splits)
+    store = make_duplicates(tmp_path / "f.h5", splits=splits)
     store.index.digests[7] = store.index.digests[6]
     store.index.labels[9] = 1 - store.index.labels[8]
     result = audit(store, images=False)
@@ -251,7 +249,7 @@ def test_an_empty_file_is_an_error(tmp_path):
         audit(tmp_path / "f.h5")
 
 
-def test_the_command_prints_counts_and_writes_the_table(run, gallery, tmp_path):  # noqa: F811
+def test_the_command_prints_counts_and_writes_the_table(run, gallery, tmp_path):
     code, out, err = run("audit", gallery.path, "--out", tmp_path / "f.csv")
     assert code == 0
     assert "      1 dark: very dark" in out
@@ -265,8 +263,8 @@ def test_the_command_prints_counts_and_writes_the_table(run, gallery, tmp_path):
     assert "train_head.py" not in out  # there is no label to learn
 
 
-def test_the_command_counts_the_rows_of_its_table(run, tmp_path):  # noqa: F811
-    features, out = make_store(tmp_path / "f.h5").path, tmp_path / "f.csv"
+def test_the_command_counts_the_rows_of_its_table(run, tmp_path):
+    features, out = make_duplicates(tmp_path / "f.h5").path, tmp_path / "f.csv"
     code, said, _ = run("audit", features, "--no-images", "--out", out)
     assert code == 0
     with out.open() as file:

@@ -5,9 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import sklearn.metrics as skm
-from test_classifiers import QUICK
-from test_store import make_index
-from test_training import make_store
+from helpers import QUICK, make_index, make_store
 
 from pipeline.errors import UsageError
 from pipeline.features.store import FeatureStore, write_store

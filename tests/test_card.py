@@ -4,7 +4,7 @@ import re
 
 import pytest
 import yaml
-from test_training import make_store
+from helpers import make_store
 
 from pipeline.bundles.bundle import Bundle
 from pipeline.bundles.card import model_card
@@ -69,5 +69,5 @@ def test_a_changed_card_is_noticed(tmp_path):
     bundle, _ = train_head(make_store(tmp_path / "f.h5"), "lda")
     path = bundle.save(tmp_path / "b") / "README.md"
     path.write_text(path.read_text("utf-8").replace("accuracy", "perfection"), "utf-8")
-    with pytest.raises(IntegrityError, match=r"README\.md was changed since the training"):
+    with pytest.raises(IntegrityError, match=r"README\.md has changed since the training"):
         Bundle.load(tmp_path / "b")

@@ -1,26 +1,19 @@
 import pickle
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
+from helpers import QUICK
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
-from pipeline.heads.classifiers import HEADS, make_head, parse_params
+from pipeline.heads.classifiers import HEADS, class_probabilities, make_head, parse_params
 from pipeline.heads.softmax_head import SoftmaxHead
 from pipeline.heads.temperature import fit_temperature
 
-# Small settings of the slow heads, so that the whole table can be tried in seconds.
-QUICK = {
-    "dense": {"hidden": (8,), "epochs": 15, "learning_rate": 0.05},
-    "random-forest": {"n_estimators": 5, "n_jobs": 1},
-    "hist-gradient-boosting": {"max_iter": 10, "min_samples_leaf": 2, "max_features": 1.0},
-    "logreg": {"C": 1.0},
-    "ridge": {"alpha": 1.0},
-    "linear-svm": {"C": 0.1},
-}
 TRUSTED = {
     "pipeline.heads.softmax_head.SoftmaxHead",
     "sklearn.tree._tree.Tree",
@@ -220,6 +213,25 @@ def test_an_unknown_parameter_names_the_closest_and_the_valid_ones():
         make_head("logreg", {"class_wieght": "balanced"})
     with pytest.raises(UsageError, match=r"'knn' has no parameter 'C'; known are algorithm, leaf_size.*n_neighbors"):
         make_head("knn", {"C": 1})
+
+
+def test_a_forest_of_many_threads_gives_the_same_bits_every_time(monkeypatch):
+    """Its threads would add up their trees in the order in which they finish."""
+    from sklearn.ensemble import _forest
+
+    X, y = blobs(3)
+    forest = make_head("random-forest", {"n_estimators": 20}).fit(X, y)
+    assert forest[-1].n_jobs == -1
+    threads, real = set(), _forest._accumulate_prediction
+
+    def watched(*words):
+        threads.add(threading.get_ident())
+        return real(*words)
+
+    monkeypatch.setattr(_forest, "_accumulate_prediction", watched)
+    found = class_probabilities(forest, X, 3)
+    assert threads == {threading.get_ident()}
+    np.testing.assert_array_equal(found, forest.set_params(head__n_jobs=1).predict_proba(X))
 
 
 def test_parameters_reach_the_classifier_also_inside_the_wrapper():

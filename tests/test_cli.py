@@ -9,9 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
-from conftest import paint
-from test_store import make_index
+from helpers import make_index, paint
 
 from pipeline import cli
 from pipeline.features.store import write_store
@@ -19,31 +17,6 @@ from pipeline.files import locked
 from pipeline.training import race as racing
 
 SCRIPTS = Path(__file__).parent.parent / "scripts"
-
-
-@pytest.fixture
-def run(fake_engine):
-    """Run a command in this process with the fake encoder: (exit code, stdout, stderr)."""
-
-    def invoke(*words, stdin=None):
-        result = CliRunner().invoke(cli.main, [str(word) for word in words], input=stdin)
-        if result.exception and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return result.exit_code, result.stdout, result.stderr
-
-    return invoke
-
-
-@pytest.fixture
-def made(run, photos, tmp_path):
-    """A feature file and a bundle made by the commands."""
-    features, bundle = tmp_path / "a" / "f.h5", tmp_path / "a" / "b.bundle"
-    network = ["--backbone", "mobilenet", "--weights", "random", "--size", 32]
-    code, _, err = run("extract", photos, "--out", features, *network)
-    assert code == 0, err
-    code, _, err = run("train-head", features, "--out", bundle, "--head", "nearest-centroid", "--cv", 2)
-    assert code == 0, err
-    return features, bundle, photos
 
 
 def test_extract_says_what_it_did(run, photos, tmp_path):
@@ -131,7 +104,7 @@ def test_verify(run, made):
     code, out, _ = run("verify", features, bundle)
     assert code == 4
     assert "f.h5 is damaged" in out
-    assert "report.json was changed since the training" in out
+    assert "report.json has changed since the training" in out
     code, out, _ = run("verify", features, bundle, "--json")
     assert json.loads(out)["sound"] is False
 
@@ -142,11 +115,11 @@ def test_verify(run, made):
         (["extract", "nowhere", "--out", "f.h5"], 1, "'nowhere' does not exist: give a folder"),
         (["extract", "{photos}", "--out", "f.h5", "--backbone", "vgg61"], 2, "did you mean vgg19 or vgg16"),
         (["extract", "{photos}"], 2, "Missing option '--out'"),
-        (["predict", "b.bundle", ""], 1, "b.bundle is no bundle"),
+        (["predict", "b.bundle", ""], 1, "b.bundle is not a bundle"),
         (["extract", "", "--out", "f.h5"], 1, "the path is empty: give a folder"),
         (["train-head", "none.h5", "--out", "b"], 1, "cannot read the feature file none.h5: No such file"),
         (["train-head", "none.h5", "--out", "b", "--head", "ridgy"], 2, "did you mean ridge"),
-        (["predict", "none.bundle", "x.jpg"], 1, "none.bundle is no bundle: it has no bundle.json"),
+        (["predict", "none.bundle", "x.jpg"], 1, "none.bundle is not a bundle: it has no bundle.json"),
         (["verify", "none.h5"], 1, "No such file"),
     ],
 )
@@ -190,7 +163,7 @@ def test_debug_shows_the_traceback(run):
     code, _, err = run("predict", "none.bundle", "x.jpg", "--debug")
     assert code == 1
     assert "Traceback" in err
-    assert "error: none.bundle is no bundle" in err
+    assert "error: none.bundle is not a bundle" in err
 
 
 def test_an_interrupt_says_how_to_go_on(run, monkeypatch, photos, tmp_path):
@@ -337,7 +310,7 @@ def test_outputs_that_would_cost_something_dear(run, made, tmp_path):
     words = ["--weights", "random", "--size", 32, "--backbone", "mobilenet"]
     code, _, err = run("extract", photos, "--out", tmp_path / "holiday.jpg", "--overwrite", *words)
     assert code == 2
-    assert "holiday.jpg is no feature file, so it is not overwritten" in err
+    assert "holiday.jpg is not a feature file, so it is not overwritten" in err
     assert (tmp_path / "holiday.jpg").read_bytes() == before
     code, _, err = run("extract", photos / "ant", "--out", features, *words)
     assert code == 2

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from test_training import make_store
+from helpers import make_store
 
 from pipeline import cli
 from pipeline.errors import PipelineError, TrainingError, UsageError, WeightsError

@@ -4,6 +4,9 @@ import io
 import os
 import socket
 import struct
+import subprocess
+import sys
+import threading
 import warnings
 import zlib
 from collections.abc import Callable
@@ -19,7 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from pipeline.errors import ImageError, UsageError
-from pipeline.images import decode
+from pipeline.images import colour, decode
 from pipeline.images.decode import FORMATS, MAX_PIXELS, SUFFIXES, load_pixels, open_rgb, read_bytes
 from pipeline.images.resize import RESIZE_POLICIES, resize
 
@@ -387,7 +390,7 @@ def test_large_images_go_on_white_in_strips(mode: str) -> None:
         image.info["transparency"] = bytes(range(256))
     white = Image.new("RGBA", image.size, "white")
     expected = np.asarray(Image.alpha_composite(white, image.convert("RGBA")).convert("RGB"))
-    assert image.width * image.height > 2 * decode._STRIP_PIXELS
+    assert image.width * image.height > 2 * colour._STRIP_PIXELS
     assert np.array_equal(pixels(image), expected)
 
 
@@ -422,7 +425,7 @@ def test_arrays() -> None:
 )
 def test_other_arrays_are_refused(array: np.ndarray) -> None:
     assert reason_of(array) == "unsupported-pixels"
-    with pytest.raises(ImageError, match=r"give uint8 and \(h, w\), \(h, w, 1\), \(h, w, 3\) or \(h, w, 4\)"):
+    with pytest.raises(ImageError, match=r"give uint8 of shape \(h, w\), \(h, w, 1\), \(h, w, 3\) or \(h, w, 4\)"):
         open_rgb(array)
 
 
@@ -475,7 +478,7 @@ def test_decompression_bombs_are_refused_before_decoding() -> None:
 def test_bomb_limit_holds_without_pillows_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0))
-    with pytest.raises(ImageError, match="too-large: 60000 x 60000 pixels, the limit is 89478485 in all"):
+    with pytest.raises(ImageError, match="too-large: 60000 x 60000 pixels, the limit is 89478485 pixels"):
         open_rgb(png_of(np.zeros((1, 1)), 8, 0)[:8] + header + chunk(b"IDAT", b""))
 
 
@@ -725,7 +728,41 @@ def test_resize_arguments() -> None:
         load_pixels(image, 0)
 
 
-def test_plugins_that_warn_are_watched() -> None:
+def test_pillow_is_changed_only_while_an_image_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     watched = [Image, PngImagePlugin, TiffImagePlugin]
-    assert all(module.warnings is decode._pillow_warnings for module in watched)
-    assert decode._pillow_warnings.catch_warnings is warnings.catch_warnings
+    content = encoded(NOISE, "PNG")
+    inside, leave = threading.Event(), threading.Event()
+
+    def waiting(path: str) -> bytes:
+        inside.set()
+        assert leave.wait(60)
+        return content
+
+    assert all(module.warnings is warnings for module in watched)
+    monkeypatch.setattr(decode, "read_bytes", waiting)
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(pixels, "slow.png")
+        try:
+            assert inside.wait(60)
+            assert not any(module.warnings is warnings for module in watched)
+            assert Image.warnings.catch_warnings is warnings.catch_warnings
+            assert np.array_equal(pixels(content), NOISE)  # another thread is still decoding
+            assert not any(module.warnings is warnings for module in watched)
+            with monkeypatch.context() as patch:
+                patch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+                with pytest.warns(Image.DecompressionBombWarning) as caught:
+                    Image.open(io.BytesIO(content))
+            assert caught[0].filename == Image.__file__
+        finally:
+            leave.set()
+        assert np.array_equal(future.result(), NOISE)
+    assert reason_of(b"damaged") == "not-an-image"
+    assert all(module.warnings is warnings for module in watched)
+
+
+def test_importing_the_decoder_leaves_pillow_alone() -> None:
+    code = (
+        "import warnings, pipeline.images.decode; from PIL import Image, PngImagePlugin, TiffImagePlugin;"
+        "assert all(module.warnings is warnings for module in (Image, PngImagePlugin, TiffImagePlugin))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,6 +1,5 @@
 """The documentation is run and checked: commands, Python blocks, links, options, tables."""
 
-import dataclasses
 import importlib
 import json
 import re
@@ -14,7 +13,7 @@ import click
 import pytest
 from click.testing import CliRunner
 from commands_page import commands_page
-from conftest import paint
+from helpers import FakeBlocks, paint
 
 import pipeline
 from pipeline import BACKBONES, HEADS, cli
@@ -109,33 +108,8 @@ def anchors(name: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-class FakeBlocks:
-    """Last blocks that hand on what comes in, and learn nothing."""
-
-    def __init__(self, recipe, after, seed):
-        self.recipe, self.after, self.count = recipe, after or "last", 0
-
-    def input_recipe(self, views):
-        return dataclasses.replace(self.recipe, views=views)
-
-    def attach(self, head, learning_rate):
-        self.probabilities = head.predict_proba
-
-    def step(self, maps, targets, *, first):
-        return {"loss": 1.0, "accuracy": 1.0}
-
-    def weights(self):
-        return []
-
-    def restore(self, weights):
-        assert weights == []
-
-    def save(self, path):
-        path.write_bytes(b"tuned")
-
-
 @pytest.fixture
-def workplace(photos, tmp_path, monkeypatch, fake_engine):
+def docs_folder(photos, tmp_path, monkeypatch, fake_engine):
     """A folder in which the names of the documentation exist; ImageNet weights are small random ones."""
     from pipeline.features import recipe as recipes
 
@@ -209,7 +183,7 @@ def test_blocks_run_or_say_why_not(name):
 
 
 @pytest.mark.parametrize("name", [name for name in WRITTEN if lines_of(name)])
-def test_commands_run(name, workplace):
+def test_commands_run(name, docs_folder):
     if name != "README.md":
         run_the_readme()
     for line in lines_of(name):
@@ -217,7 +191,7 @@ def test_commands_run(name, workplace):
 
 
 @pytest.mark.parametrize("name", [name for name in WRITTEN if python_of(name)])
-def test_python_blocks_run(name, workplace, capsys):
+def test_python_blocks_run(name, docs_folder, capsys):
     if name not in ("README.md", "python.md"):
         run_the_readme()
     variables: dict[str, object] = {}
@@ -302,7 +276,7 @@ def test_scripts_are_mentioned():
         assert any(name in text for text in WRITTEN.values()), name
 
 
-def test_json_has_the_keys_of_the_table(workplace):
+def test_json_has_the_keys_of_the_table(docs_folder):
     run_the_readme()
     table = rows(section("operating.md", "Options of every command"))
     keys = {cells[0].strip("`"): set(re.findall(r"`(\w+)`", cells[1])) for cells in table if ".py`" in cells[0]}
@@ -323,7 +297,7 @@ def test_json_has_the_keys_of_the_table(workplace):
         assert set(printed) == keys[line.split()[0]], line
 
 
-def test_an_upgrade_does_what_the_page_says(workplace, monkeypatch):
+def test_an_upgrade_does_what_the_page_says(docs_folder, monkeypatch):
     from pipeline.features.recipe import VERSIONS
 
     run_the_readme()
@@ -339,7 +313,7 @@ def test_an_upgrade_does_what_the_page_says(workplace, monkeypatch):
     run(f"{predict} new.jpg", code=1)
     run(lines_of("README.md")[0], code=2)
     run(lines_of("README.md")[0] + " --overwrite")
-    (workplace / "any.h5").write_bytes(b"other weights")
+    (docs_folder / "any.h5").write_bytes(b"other weights")
     run(lines_of("README.md")[0], code=2)
 
 

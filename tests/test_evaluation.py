@@ -169,12 +169,13 @@ def test_wilson_interval_against_published_values(successes, n, low, high):
     assert wilson_interval(successes, n) == pytest.approx((low, high), abs=6e-5)
 
 
-def test_wilson_interval_is_that_of_scipy():
-    from scipy.stats import binomtest
-
+def test_the_bounds_of_wilson_solve_the_equation_of_the_score_test():
+    z = 1.959963984540054  # 97.5 % quantile of the normal distribution
     for successes, n in ((0, 1), (1, 1), (3, 7), (296, 341), (99_999, 100_000)):
-        expected = binomtest(successes, n).proportion_ci(method="wilson")
-        assert wilson_interval(successes, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+        bounds = np.array(wilson_interval(successes, n))
+        assert (successes / n - bounds) ** 2 == pytest.approx(z**2 * bounds * (1 - bounds) / n, abs=1e-12)
+        assert 0 <= bounds[0] <= successes / n <= bounds[1] <= 1
+        assert bounds[0] < bounds[1]
 
 
 def test_table_names_everything():
@@ -227,6 +228,17 @@ def test_shorten_counts_columns():
     assert shorten("帽子帽子", 4) == "帽…"
     assert shorten("abc", 3) == "abc"
     assert display_width("e\u0301") == 1
+    assert shorten("e\u0301e\u0301e\u0301", 2) == "e\u0301…"
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [("한", 2), ("\u1112\u1161\u11ab", 2), ("❤\ufe0f", 2), ("🇩🇪", 2), ("\uff21\uff22", 4), ("สวัสดี", 4), ("", 0)],
+)
+def test_width_of_scripts_and_emoji(text, columns):
+    assert display_width(text) == columns
+    assert shorten(text, max(columns, 1)) == text
+    assert display_width(shorten(text * 9, 7)) <= 7
 
 
 def test_confusion_is_a_matrix_where_it_fits_and_pairs_where_not():
@@ -235,7 +247,7 @@ def test_confusion_is_a_matrix_where_it_fits_and_pairs_where_not():
     p = np.eye(k)[np.r_[np.zeros(18, int), np.full(7, 1), np.full(5, 2), np.zeros(4, int), np.ones(6, int)]]
     metrics = evaluate(y, p, [f"class {i}" for i in range(k)], majority=0)
     assert format_confusion(metrics).splitlines() == [
-        "most frequent confusions: how many images of a class were taken for which other",
+        "most frequent confusions: images of a true class predicted as another class",
         "7 of 30  class 0 as class 1",
         "5 of 30  class 0 as class 2",
         "4 of 10  class 1 as class 0",
@@ -257,7 +269,7 @@ def test_only_the_worst_pairs_are_listed_and_the_rest_is_counted():
 
 def test_a_head_without_mistakes_is_told_so():
     metrics = evaluate(np.arange(40), np.eye(40), [f"c{i}" for i in range(40)], majority=0)
-    assert format_confusion(metrics) == "no image was taken for another class"
+    assert format_confusion(metrics) == "no image was misclassified"
 
 
 def test_a_terminal_too_narrow_is_refused():

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import paint
-from fake import Factory
+from attacks.fake import Factory
+from helpers import fill, paint
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,27 +19,12 @@ import pipeline.features.extraction as extraction
 from pipeline import files
 from pipeline.errors import IntegrityError, LockedError, ManifestError, RecipeMismatchError, StoreError, UsageError
 from pipeline.features import image_encoder
-from pipeline.features.engines import Speed
 from pipeline.features.extraction import extract, fill_store
+from pipeline.features.options import Speed
 from pipeline.features.plan import Digests
 from pipeline.files import locked
 from pipeline.images.manifest import Manifest
 from pipeline.parallel import ahead
-
-
-def run(folder, out, factory=None, **options):
-    """Extract with the fake encoder, and check what must hold after every run."""
-    factory = factory or Factory()
-    manifest = folder if isinstance(folder, Manifest) else Manifest.read(folder)
-    store = fill_store(manifest, out, factory.recipe, make_encoder=factory, **options)
-    assert len(store) + len(store.skipped) == len(manifest)
-    assert sorted([*store.paths, *store.skipped]) == sorted(manifest.paths)
-    assert store.summary.images == store.summary.stored + store.summary.skipped
-    assert store.summary.extracted + store.summary.reused == store.summary.stored
-    assert sorted(p.name for p in Path(out).parent.iterdir() if p.name.startswith((".", Path(out).name))) == [
-        Path(out).name
-    ]
-    return store
 
 
 def colours(folder, store):
@@ -54,7 +39,7 @@ def colours(folder, store):
 
 
 def test_rows_follow_the_manifest(photos, tmp_path):
-    with run(photos, tmp_path / "f.h5") as store:
+    with fill(photos, tmp_path / "f.h5") as store:
         assert store.paths == [f"{name}/{i}.png" for name in ("ant", "bee", "cow") for i in range(5)]
         np.testing.assert_array_equal(store.features, colours(photos, store))
         assert store.labels.tolist() == [0] * 5 + [1] * 5 + [2] * 5
@@ -65,36 +50,36 @@ def test_rows_follow_the_manifest(photos, tmp_path):
 
 
 def test_a_second_run_makes_no_encoder(photos, tmp_path):
-    run(photos, tmp_path / "f.h5").close()
+    fill(photos, tmp_path / "f.h5").close()
     before = (tmp_path / "f.h5").read_bytes()
     factory = Factory()
-    with run(photos, tmp_path / "f.h5", factory) as store:
+    with fill(photos, tmp_path / "f.h5", factory) as store:
         assert (store.summary.extracted, store.summary.reused) == (0, 15)
     assert factory.made == []
     assert (tmp_path / "f.h5").read_bytes() == before
 
 
 def test_the_same_run_gives_the_same_bytes(photos, tmp_path):
-    run(photos, tmp_path / "1.h5").close()
-    run(photos, tmp_path / "2.h5", threads=1).close()
+    fill(photos, tmp_path / "1.h5").close()
+    fill(photos, tmp_path / "2.h5", threads=1).close()
     assert (tmp_path / "1.h5").read_bytes() == (tmp_path / "2.h5").read_bytes()
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 32])
 def test_batch_size_changes_nothing(photos, tmp_path, batch_size):
-    with run(photos, tmp_path / "f.h5", Factory(batch_size)) as store:
+    with fill(photos, tmp_path / "f.h5", Factory(batch_size)) as store:
         np.testing.assert_array_equal(store.features, colours(photos, store))
 
 
 def test_only_what_is_new_or_changed_is_extracted(photos, tmp_path):
-    run(photos, tmp_path / "f.h5").close()
+    fill(photos, tmp_path / "f.h5").close()
     paint(photos / "bee" / "2.png", (1, 2, 3))  # changed
     paint(photos / "ant" / "9.png", (9, 9, 7))  # new, sorts among the old ones
     (photos / "cow" / "0.png").unlink()  # vanished
     os.utime(photos / "cow" / "1.png", ns=(1, 1))  # touched
     (photos / "cow" / "2.png").rename(photos / "ant" / "7.png")  # renamed
     factory = Factory()
-    with run(photos, tmp_path / "f.h5", factory) as store:
+    with fill(photos, tmp_path / "f.h5", factory) as store:
         assert factory.images == 2
         assert (store.summary.extracted, store.summary.reused, store.summary.dropped) == (2, 13, 2)
         row = dict(zip(store.paths, store.features.tolist(), strict=True))
@@ -103,32 +88,32 @@ def test_only_what_is_new_or_changed_is_extracted(photos, tmp_path):
         assert row["ant/7.png"] == [162, 2, 7]
         assert row["cow/1.png"] == [161, 1, 7]
         assert store.labels[store.positions["ant/7.png"]] == 0
-        fresh = run(photos, tmp_path / "fresh.h5")
+        fresh = fill(photos, tmp_path / "fresh.h5")
         assert fresh.index.same_content(store.index)
         np.testing.assert_array_equal(fresh.features, store.features)
     factory = Factory()
-    run(photos, tmp_path / "f.h5", factory).close()
+    fill(photos, tmp_path / "f.h5", factory).close()
     assert factory.made == [], "the new time of a touched file was not stored"
 
 
 def test_same_size_and_time_but_other_label_is_written(photos, tmp_path):
     table = photos.parent / "t.csv"
     table.write_text("path,label\nphotos/ant/0.png,x\nphotos/bee/0.png,y\n")
-    run(table, tmp_path / "f.h5").close()
+    fill(table, tmp_path / "f.h5").close()
     table.write_text("path,label,split\nphotos/ant/0.png,y,train\nphotos/bee/0.png,y,test\n")
     factory = Factory()
-    with run(table, tmp_path / "f.h5", factory) as store:
+    with fill(table, tmp_path / "f.h5", factory) as store:
         assert factory.made == []
         assert store.classes == ("y",)
         assert list(store.splits) == ["train", "test"]
 
 
 def test_moving_the_folder_extracts_nothing(photos, tmp_path):
-    run(photos, tmp_path / "f.h5").close()
+    fill(photos, tmp_path / "f.h5").close()
     moved = tmp_path / "elsewhere"
     photos.rename(moved)
     factory = Factory()
-    with run(moved, tmp_path / "f.h5", factory) as store:
+    with fill(moved, tmp_path / "f.h5", factory) as store:
         assert factory.made == []
         assert store.index.root == str(moved)
 
@@ -138,7 +123,7 @@ def test_bad_images_are_listed_with_their_reason(photos, tmp_path):
     (photos / "bee" / "empty.png").touch()
     whole = (photos / "bee" / "1.png").read_bytes()
     (photos / "bee" / "half.png").write_bytes(whole[:-20])
-    with run(photos, tmp_path / "f.h5") as store:
+    with fill(photos, tmp_path / "f.h5") as store:
         np.testing.assert_array_equal(store.features, colours(photos, store))
         assert {path: reason.split(":")[0] for path, reason in store.skipped.items()} == {
             "ant/text.jpg": "not-an-image",
@@ -147,21 +132,21 @@ def test_bad_images_are_listed_with_their_reason(photos, tmp_path):
         }
         assert store.summary.reasons == {"empty": 1, "not-an-image": 1, "truncated": 1}
     factory = Factory()
-    with run(photos, tmp_path / "f.h5", factory) as store:
+    with fill(photos, tmp_path / "f.h5", factory) as store:
         assert factory.made == [], "known bad images started the network"
         assert len(store.skipped) == 3
     paint(photos / "bee" / "empty.png", (81, 80, 7))
-    with run(photos, tmp_path / "f.h5", factory) as store:
+    with fill(photos, tmp_path / "f.h5", factory) as store:
         assert factory.images == 1
         assert len(store.skipped) == 2
 
 
 def test_a_missing_image_comes_back(photos, tmp_path):
     manifest = Manifest.from_paths([photos / "ant" / "0.png", photos / "ant" / "late.png"])
-    with run(manifest, tmp_path / "f.h5") as store:
+    with fill(manifest, tmp_path / "f.h5") as store:
         assert [reason.split(":")[0] for reason in store.skipped.values()] == ["missing"]
     paint(photos / "ant" / "late.png", (5, 5, 5))
-    with run(manifest, tmp_path / "f.h5") as store:
+    with fill(manifest, tmp_path / "f.h5") as store:
         assert store.features.tolist()[1] == [5, 5, 5]
 
 
@@ -170,7 +155,7 @@ def test_nothing_readable_is_an_error(tmp_path):
     (tmp_path / "p" / "a.jpg").write_text("no")
     message = r"none of the 1 images could be read \(the first: not-an-image.*check the folder"
     with pytest.raises(StoreError, match=message):
-        run(tmp_path / "p", tmp_path / "f.h5")
+        fill(tmp_path / "p", tmp_path / "f.h5")
     assert not (tmp_path / "f.h5").exists()
     with pytest.raises(ManifestError):
         extract(tmp_path / "nowhere", tmp_path / "f.h5", weights="random")
@@ -184,22 +169,22 @@ def test_a_vector_that_is_not_finite_is_skipped(photos, tmp_path):
             encoder.encode = lambda pixels: np.where(pixels.mean(axis=(1, 2))[:, :1] == 82, np.inf, encode(pixels))
             return encoder
 
-    with run(photos, tmp_path / "f.h5", Broken()) as store:
+    with fill(photos, tmp_path / "f.h5", Broken()) as store:
         assert store.skipped == {"bee/2.png": "not-finite: the network gave no finite vector"}
         np.testing.assert_array_equal(store.features, colours(photos, store))
 
 
 def test_another_recipe_is_refused(photos, tmp_path):
-    run(photos, tmp_path / "f.h5").close()
+    fill(photos, tmp_path / "f.h5").close()
     with pytest.raises(RecipeMismatchError) as error:
-        run(photos, tmp_path / "f.h5", Factory(size=9))
+        fill(photos, tmp_path / "f.h5", Factory(size=9))
     assert "at 8 px" in str(error.value)
     assert "at 9 px" in str(error.value)
     assert "size 9 instead of 8" in str(error.value)
     assert "--overwrite" in str(error.value)
-    with pytest.raises(RecipeMismatchError, match=r"holds float32, asked for is float16; .*--overwrite"):
-        run(photos, tmp_path / "f.h5", dtype="float16")
-    with run(photos, tmp_path / "f.h5", Factory(size=9), overwrite=True) as store:
+    with pytest.raises(RecipeMismatchError, match=r"holds float32, this run needs float16; .*--overwrite"):
+        fill(photos, tmp_path / "f.h5", dtype="float16")
+    with fill(photos, tmp_path / "f.h5", Factory(size=9), overwrite=True) as store:
         assert store.recipe.size == 9
         assert store.summary.extracted == 15
 
@@ -218,37 +203,37 @@ def test_another_recipe_is_refused(photos, tmp_path):
     ids=str,
 )
 def test_whatever_changes_a_vector_is_another_recipe(photos, tmp_path, change):
-    run(photos, tmp_path / "f.h5").close()
+    fill(photos, tmp_path / "f.h5").close()
     with pytest.raises(RecipeMismatchError):
-        run(photos, tmp_path / "f.h5", Factory(**change))
+        fill(photos, tmp_path / "f.h5", Factory(**change))
 
 
 def test_wrong_options(photos, tmp_path):
     with pytest.raises(UsageError, match=r"dtype 'float8' is unknown; did you mean float32 or float16"):
-        run(photos, tmp_path / "f.h5", dtype="float8")
+        fill(photos, tmp_path / "f.h5", dtype="float8")
     with pytest.raises(UsageError, match=r"workers 0 is too few"):
         extract(photos, tmp_path / "f.h5", weights="random", speed=Speed(workers=0))
     with pytest.raises(UsageError, match=r"the manifest has no images; give at least one"):
-        run(Manifest(photos, (), (), (), (), ()), tmp_path / "f.h5")
+        fill(Manifest(photos, (), (), (), (), ()), tmp_path / "f.h5")
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match=r"cannot make the folder .*file/sub: Not a directory; choose another --out"):
-        run(photos, tmp_path / "file" / "sub" / "f.h5")
+        fill(photos, tmp_path / "file" / "sub" / "f.h5")
 
 
 def test_two_writers(photos, tmp_path):
     with locked(tmp_path / "f.h5"), pytest.raises(LockedError, match=rf"written by process {os.getpid()} on .*; wait"):
-        run(photos, tmp_path / "f.h5")
-    run(photos, tmp_path / "f.h5").close()
+        fill(photos, tmp_path / "f.h5")
+    fill(photos, tmp_path / "f.h5").close()
 
 
 def test_a_stale_lock_blocks_nobody(photos, tmp_path):
     (tmp_path / "f.h5.lock").write_text("process 1 on elsewhere")
-    run(photos, tmp_path / "f.h5").close()
+    fill(photos, tmp_path / "f.h5").close()
 
 
 def test_progress_counts_every_image(photos, tmp_path):
     seen = []
-    run(photos, tmp_path / "f.h5", progress=lambda *each: seen.append(each)).close()
+    fill(photos, tmp_path / "f.h5", progress=lambda *each: seen.append(each)).close()
     assert seen == [(i + 1, 15) for i in range(15)]
 
 
@@ -266,15 +251,15 @@ def stopping_after(images):
 
 def test_an_interrupted_run_goes_on(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(extraction, "block_rows", lambda dim: 4)  # small parts
-    with run(photos, tmp_path / "whole.h5") as whole:
+    with fill(photos, tmp_path / "whole.h5") as whole:
         out = tmp_path / "f.h5"
         with pytest.raises(StopError):
-            run(photos, out, progress=stopping_after(10))
+            fill(photos, out, progress=stopping_after(10))
         assert not out.exists()
         parts = sorted(path.name for path in (tmp_path / "f.h5.parts").iterdir())
         assert parts == ["part-000000.h5"]
         factory = Factory()
-        with run(photos, out, factory) as store:
+        with fill(photos, out, factory) as store:
             assert factory.images == 11
             assert store.index.same_content(whole.index)
             np.testing.assert_array_equal(store.features, whole.features)
@@ -289,9 +274,9 @@ def test_more_parts_than_a_process_may_have_open_files(photos, tmp_path, monkeyp
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(list(Path("/proc/self/fd").iterdir())) + 30, limits[1]))
     try:
         with pytest.raises(StopError):
-            run(photos, tmp_path / "f.h5", Factory(1), progress=stopping_after(70))
+            fill(photos, tmp_path / "f.h5", Factory(1), progress=stopping_after(70))
         assert len(list((tmp_path / "f.h5.parts").iterdir())) > 30
-        with run(photos, tmp_path / "f.h5") as store:
+        with fill(photos, tmp_path / "f.h5") as store:
             assert len(store) == 75
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
@@ -342,21 +327,21 @@ def test_digests_are_found_as_in_a_dictionary(digests, wanted, cut):
 
 def test_parts_of_another_recipe_are_refused_not_mixed(photos, tmp_path):
     with pytest.raises(StopError):
-        run(photos, tmp_path / "f.h5", progress=stopping_after(10))
+        fill(photos, tmp_path / "f.h5", progress=stopping_after(10))
     with pytest.raises(RecipeMismatchError, match=r"part-000000\.h5 was made with"):
-        run(photos, tmp_path / "f.h5", Factory(size=9))
-    with run(photos, tmp_path / "f.h5", Factory(size=9), overwrite=True) as store:
+        fill(photos, tmp_path / "f.h5", Factory(size=9))
+    with fill(photos, tmp_path / "f.h5", Factory(size=9), overwrite=True) as store:
         assert store.summary.extracted == 15
 
 
 def test_a_damaged_part_is_named(photos, tmp_path):
     with pytest.raises(StopError):
-        run(photos, tmp_path / "f.h5", progress=stopping_after(10))
+        fill(photos, tmp_path / "f.h5", progress=stopping_after(10))
     part = tmp_path / "f.h5.parts" / "part-000000.h5"
     part.write_bytes(part.read_bytes()[:-100])
-    with pytest.raises(IntegrityError, match=r"part-000000\.h5 .* extract anew with --overwrite"):
-        run(photos, tmp_path / "f.h5")
-    with run(photos, tmp_path / "f.h5", overwrite=True) as store:
+    with pytest.raises(IntegrityError, match=r"part-000000\.h5 .* extract again with --overwrite"):
+        fill(photos, tmp_path / "f.h5")
+    with fill(photos, tmp_path / "f.h5", overwrite=True) as store:
         np.testing.assert_array_equal(store.features, colours(photos, store))
 
 

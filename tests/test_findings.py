@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from test_store import make_index
+from helpers import make_duplicates, make_index
 
 from pipeline.errors import TrainingError, UsageError
 from pipeline.features.store import FeatureStore, write_store
@@ -55,7 +55,7 @@ def test_nor_does_the_encoding_of_a_spreadsheet(tmp_path, encoding):
 @pytest.mark.parametrize("data", ["path\na.jpg\n".encode("utf-16-be"), b"\xff\xfepaths", b"\xff\xfe\0\0abc"])
 def test_what_is_no_text_says_how_to_save_it(tmp_path, data):
     (tmp_path / "f.csv").write_bytes(data)
-    with pytest.raises(UsageError, match=r"f.csv is no (plain text|sound utf-).*; save the table as CSV, UTF-8"):
+    with pytest.raises(UsageError, match=r"f.csv is not (plain text|valid utf-).*; save the table as CSV, UTF-8"):
         read_findings(tmp_path / "f.csv")
 
 
@@ -89,20 +89,8 @@ def test_a_table_that_says_something_else_is_refused(tmp_path, text, message):
         read_findings(tmp_path / "f.csv")
 
 
-def make_store(path, n=120, d=96, same=12, splits=None):
-    """Two classes of random vectors; image 2i and 2i + 1 show nearly the same for the first `same` pairs."""
-    rng = np.random.default_rng(0)
-    labels = (np.arange(n) // 2 % 2).astype(np.int32)
-    X = rng.standard_normal((n, d)) + labels[:, None]
-    X[1 : 2 * same : 2] = X[0 : 2 * same : 2] + 0.1 * rng.standard_normal((same, d))
-    changes = {"labels": labels, "classes": ("cat", "dog"), "splits": splits or [""] * n}
-    index = make_index([f"{i:03d}.jpg" for i in range(n)], d, **changes)
-    write_store(path, index, [X.astype(np.float32)])
-    return FeatureStore(path)
-
-
 def test_excluded_images_take_no_part(tmp_path):
-    store = make_store(tmp_path / "f.h5")
+    store = make_duplicates(tmp_path / "f.h5")
     findings = [Finding("exclude", "dark", path) for path in store.paths[:7]]
     data = load_training_data(store, 0, findings)
     assert data.paths == tuple(store.paths[7:])
@@ -115,7 +103,7 @@ def test_excluded_images_take_no_part(tmp_path):
 
 
 def test_findings_of_another_file_are_an_error(tmp_path):
-    store = make_store(tmp_path / "f.h5")
+    store = make_duplicates(tmp_path / "f.h5")
     with pytest.raises(UsageError, match="none of the 1 image to exclude is in"):
         load_training_data(store, 0, [Finding("exclude", "dark", "other.jpg")])
     with pytest.raises(TrainingError, match="exclude every image"):
@@ -123,7 +111,7 @@ def test_findings_of_another_file_are_an_error(tmp_path):
 
 
 def test_near_duplicates_share_a_drawn_split(tmp_path):
-    store = make_store(tmp_path / "f.h5")
+    store = make_duplicates(tmp_path / "f.h5")
     data = load_training_data(store)
     assert (data.splits[0:24:2] == data.splits[1:24:2]).all()
     assert (data.groups[0:24:2] == data.groups[1:24:2]).all()
@@ -133,7 +121,7 @@ def test_near_duplicates_share_a_drawn_split(tmp_path):
 
 
 def test_so_do_images_of_the_same_bytes_and_of_one_group_in_the_findings(tmp_path):
-    store = make_store(tmp_path / "f.h5", same=0)
+    store = make_duplicates(tmp_path / "f.h5", same=0)
     store.index.digests[51] = store.index.digests[50]
     told = [Finding("keep", "near-duplicate", store.paths[row], group="g") for row in range(60, 90)]
     data = load_training_data(store, 0, told)
@@ -143,14 +131,14 @@ def test_so_do_images_of_the_same_bytes_and_of_one_group_in_the_findings(tmp_pat
 
 def test_splits_of_the_user_stay(tmp_path):
     splits = [("train", "test")[i % 2] for i in range(120)]
-    data = load_training_data(make_store(tmp_path / "f.h5", splits=splits))
+    data = load_training_data(make_duplicates(tmp_path / "f.h5", splits=splits))
     assert data.splits.tolist() == splits
     assert not any(data.groups)
 
 
 def test_excluding_what_judges_is_said_and_so_are_strangers(tmp_path):
     splits = (["train"] * 80 + ["validation"] * 40)[:120]
-    store = make_store(tmp_path / "f.h5", splits=splits)
+    store = make_duplicates(tmp_path / "f.h5", splits=splits)
     findings = [Finding("exclude", "dark", path) for path in (store.paths[0], store.paths[100], "no/such.jpg")]
     data = load_training_data(store, 0, findings)
     assert "2 images left out, as the findings say" in data.notes
@@ -159,7 +147,7 @@ def test_excluding_what_judges_is_said_and_so_are_strangers(tmp_path):
 
 
 def test_a_bundle_knows_what_was_asked_and_of_which_images(tmp_path):
-    store = make_store(tmp_path / "f.h5")
+    store = make_duplicates(tmp_path / "f.h5")
     bundle, _ = train_head(store, params={"C": 0.1}, seed=3, trust=Trust(novelty=True))
     assert bundle.provenance["asked"] == {
         "head": "logreg", "params": {"C": 0.1}, "cv": None, "seed": 3, "budget": None, "average_views": False,

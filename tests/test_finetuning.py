@@ -15,9 +15,9 @@ from PIL import Image
 from pipeline import Bundle, FeatureStore, Recipe, Trust, extract, train_head
 from pipeline.cli import main
 from pipeline.errors import StoreError, TrainingError, UsageError
-from pipeline.features.engines import Speed
 from pipeline.features.keras_engine import load_backbone
 from pipeline.features.keras_runtime import load_keras
+from pipeline.features.options import Speed
 from pipeline.features.store import write_store
 from pipeline.features.weights import TUNED
 from pipeline.finetuning import tuning as finetuning
@@ -195,7 +195,7 @@ def test_what_the_network_learned_from_is_not_asked_again(tuned, start, tmp_path
         "tuned on the training images, so the validation images chose when to stop and set the threshold for abstaining"
     )
     assert any(told in note for note in report.notes)
-    refused = "the network was tuned on training images, so parts of them prove nothing; leave out"
+    refused = "the network was tuned on the training images, so folds of them measure nothing; leave out"
     for options, what in (({"cv": 3}, "--cv"), ({"curve": True}, "--curve"), ({"head": "auto"}, "--head auto")):
         with pytest.raises(UsageError, match=f"{refused} {what}"):
             train_head(folder / "t.h5", **options)
@@ -209,7 +209,9 @@ def test_what_the_network_learned_from_is_not_asked_again(tuned, start, tmp_path
         csv.writer(file).writerows([("path", "label", "split"), *rows])
     own = {**SMALL, "weights": folder / "t.weights.h5"}
     extract(tmp_path / "m.csv", tmp_path / "m.h5", speed=KERAS, **own).close()
-    with pytest.raises(TrainingError, match="tuned, so nothing can be chosen without validation images"):
+    with pytest.raises(
+        TrainingError, match="the network was tuned, so parameters are chosen on validation images only; add some"
+    ):
         train_head(tmp_path / "m.h5")
 
 
@@ -355,6 +357,7 @@ def test_layers_that_cannot_begin_it(after, words):
         LastBlocks(Recipe(backbone, "random:0", size=32), after)
 
 
+@pytest.mark.slow
 def test_a_network_whose_cells_reach_far_back_cannot_be_tuned():
     with pytest.raises(
         UsageError, match="other layers bypass each layer in the second half of this network; tune another"

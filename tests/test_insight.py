@@ -6,14 +6,13 @@ import json
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import paint
-from fake import RECIPE
+from attacks.fake import RECIPE
+from helpers import paint
 from PIL import Image
-from test_cli import made, run  # noqa: F401 - fixtures
 
 from pipeline.bundles.bundle import Bundle
 from pipeline.errors import PipelineError, UsageError
-from pipeline.features.engines import Speed
+from pipeline.features.options import Speed
 from pipeline.features.recipe import Recipe
 from pipeline.features.store import FeatureStore
 from pipeline.heads.affine import AffineHead
@@ -25,7 +24,7 @@ from pipeline.metrics.evaluation import evaluate
 from pipeline.metrics.reliability_curve import reliability
 
 
-@pytest.mark.parametrize("method", ["pca", "tsne", "umap"])
+@pytest.mark.parametrize("method", ["pca", "tsne", pytest.param("umap", marks=pytest.mark.slow)])
 def test_the_map_keeps_clusters_apart_and_is_the_same_again(method, monkeypatch, tmp_path, capfd):
     if method == "umap" and not importlib.util.find_spec("umap"):
         pytest.skip("the extra umap is not installed")
@@ -185,7 +184,7 @@ def test_colours_lie_where_the_evidence_is(resize):
     assert (lit[:, 1] < right).all()
 
 
-def test_similar_prints_the_nearest_and_draws_a_sheet(run, made, tmp_path):  # noqa: F811
+def test_similar_prints_the_nearest_and_draws_a_sheet(run, made, tmp_path):
     features, _, photos = made
     image = paint(tmp_path / "new.png", (81, 1, 7))
     code, out, err = run("similar", features, image, "--top-k", 3, "--out", tmp_path / "s.png")
@@ -199,7 +198,7 @@ def test_similar_prints_the_nearest_and_draws_a_sheet(run, made, tmp_path):  # n
     assert len(data["similar"]) == 15
 
 
-def test_vectors_become_a_table(run, made, tmp_path):  # noqa: F811
+def test_vectors_become_a_table(run, made, tmp_path):
     features, _, photos = made
     code, out, _ = run("export-vectors", features, "--out", tmp_path / "v.parquet")
     assert (code, out) == (0, f"{tmp_path}/v.parquet: 15 rows\n")
@@ -213,7 +212,7 @@ def test_vectors_become_a_table(run, made, tmp_path):  # noqa: F811
     assert run("export-vectors", features, "--out", tmp_path / "v.csv")[0] == 2
 
 
-def test_predict_writes_heat_maps(run, made, tmp_path):  # noqa: F811
+def test_predict_writes_heat_maps(run, made, tmp_path):
     _, bundle, photos = made
     (photos / "bee" / "bad.png").write_text("no")
     code, out, err = run("predict", bundle, photos / "bee", "--explain", tmp_path / "heat", "--max-bad", 1)
@@ -223,7 +222,7 @@ def test_predict_writes_heat_maps(run, made, tmp_path):  # noqa: F811
     assert size_of(tmp_path / "heat" / "000001_0.png") == (960, 400)
 
 
-def test_photographs_that_moved_or_changed_are_told(run, made, tmp_path):  # noqa: F811
+def test_photographs_that_moved_or_changed_are_told(run, made, tmp_path):
     features, bundle, photos = made
     image = paint(tmp_path / "new.png", (81, 1, 7))
     (photos / "bee" / "1.png").unlink()
@@ -240,7 +239,7 @@ def test_photographs_that_moved_or_changed_are_told(run, made, tmp_path):  # noq
     assert len(list((tmp_path / "heat").iterdir())) == 13
 
 
-def test_a_sheet_has_room_for_so_many(run, made, tmp_path, monkeypatch):  # noqa: F811
+def test_a_sheet_has_room_for_so_many(run, made, tmp_path, monkeypatch):
     features, _, photos = made
     monkeypatch.setattr("pipeline.insight.similar._MAX_CELLS", 10)
     words = ["similar", features, photos / "bee" / "1.png", "--out", tmp_path / "s.png", "--top-k", 15, "--json"]

@@ -178,8 +178,8 @@ def test_parameters_that_are_not_json_are_described_as_json(tmp_path):
         (lambda d: d["parameters"].update(hidden="wide"), "hidden=.*cannot be used"),
         (lambda d: d["parameters"].update(surprise=1), "surprise"),
         (lambda d: d.update(n_features="6"), "n_features and n_classes must be whole numbers"),
-        (lambda d: d.update(history=None), "cannot be used .*expected what describe"),
-        (lambda d: d.update(n_classes=4), "3 classes are given for a head of 4"),
+        (lambda d: d.update(history=None), "cannot be used .*expected the result of describe"),
+        (lambda d: d.update(n_classes=4), "got 3 classes for a head of 4"),
         (lambda d: d.update(n_features=7), "cannot load the weights .* into a head of 7 features"),
         (lambda d: d["parameters"].update(hidden=[9, 5]), "cannot load the weights .*hidden layers \\[9, 5\\]"),
         (lambda d: d["parameters"].update(hidden=[8]), "cannot load the weights"),
@@ -248,7 +248,7 @@ def test_vectors_that_are_not_finite_are_refused(fitted, bad):
 
 def test_validation_data_must_fit(fitted):
     X, y = blobs()
-    with pytest.raises(UsageError, match="1 classes that the training labels lack"):
+    with pytest.raises(UsageError, match="1 classes that the training labels do not have"):
         small().fit(X, y, validation_data=(X[:2], [0, 9]))
     with pytest.raises(UsageError, match="2 rows, labels of shape \\(3,\\)"):
         small().fit(X, y, validation_data=(X[:2], y[:3]))
@@ -257,7 +257,7 @@ def test_validation_data_must_fit(fitted):
 
 
 def test_a_single_class_is_refused():
-    with pytest.raises(UsageError, match=r"y holds 1 class, .*expected at least 2"):
+    with pytest.raises(UsageError, match=r"y has 1 class, .*expected at least 2"):
         small().fit(np.ones((4, 2)), ["ape"] * 4)
 
 

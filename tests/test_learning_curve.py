@@ -5,8 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from test_search import make_data
-from test_training import make_store
+from helpers import make_data, make_store
 
 from pipeline.training.fitting import Fitter
 from pipeline.training.learning_curve import _part, extrapolate, format_curve, learning_curve

@@ -59,9 +59,9 @@ def test_rows() -> None:
     ("changes", "message"),
     [
         ({"labels": (0,)}, r"differ in length \(2 paths, 1 labels, 2 splits, 2 groups\)"),
-        ({"paths": ("a", "a")}, "path 'a' is there twice: keep one of its rows"),
-        ({"paths": ("a", "")}, "path '' names no file"),
-        ({"paths": ("a", "b\0")}, "without NUL"),
+        ({"paths": ("a", "a")}, "path 'a' appears twice: keep one of its rows"),
+        ({"paths": ("a", "")}, "path '' cannot be a file"),
+        ({"paths": ("a", "b\0")}, "no NUL character"),
         ({"labels": (0, 1)}, "label 1 of 'b' is out of range: there are 1 classes"),
         ({"labels": (0, -2)}, "label -2 of 'b' is out of range"),
         ({"classes": ("y", "x")}, "are not sorted and unique: sort them"),
@@ -69,7 +69,7 @@ def test_rows() -> None:
         ({"splits": ("", "dev")}, "unknown split 'dev' of 'b': use train, validation, test or nothing"),
         (
             {"splits": ("train", "test"), "groups": ("g", "g")},
-            "group 'g' is in train and, with 'b', in test: keep a group in one split",
+            "group 'g' is in train, but its image 'b' is in test: keep each group in one split",
         ),
     ],
 )
@@ -296,7 +296,7 @@ def test_a_scan_looks_at_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_nothing_found(tmp_path: Path) -> None:
     with pytest.raises(
-        ManifestError, match=r"no images in .*: looked for \.apng .* at any depth, found an empty folder"
+        ManifestError, match=r"no images in .*: searched for \.apng .* at any depth, found an empty folder"
     ):
         Manifest.read(tmp_path)
     grow(tmp_path, "a.txt", "b.txt", "c/d.mp4", "LICENSE", ".hidden")
@@ -312,11 +312,11 @@ def test_nothing_found(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("gone", "'gone' does not exist: give a folder, a .csv or a .parquet file"),
-        ("a.jpg", "'a.jpg' is no table: give a folder, a .csv or a .parquet file"),
+        ("a.jpg", "'a.jpg' is not a table: give a folder, a .csv or a .parquet file"),
         ("a.jpg/below", r"'a.jpg/below' cannot be read \(Not a directory\)"),
         ("loop", r"'loop' cannot be read \(Too many levels of symbolic links\)"),
         ("nul\0", r"cannot be read \(embedded null byte\)"),
-        ("pipe.csv", "'pipe.csv' is no table"),
+        ("pipe.csv", "'pipe.csv' is not a table"),
     ],
 )
 def test_sources_that_are_none(name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -476,16 +476,19 @@ def test_short_and_blank_rows(tmp_path: Path) -> None:
         ("file,label\na,b\n", r"has no column 'path': expected path\[,label\]\[,split\]\[,group\], found 'file,label'"),
         ("path;label\na;b\n", "has no column 'path': .* found 'path;label'"),
         ("path,Path\na,b\n", "has the column 'path' twice"),
-        ("p\0a\0t\0h\0", "photos.csv' is no plain text in UTF-8; save the table as CSV, UTF-8"),
-        ("path,label\n", "has no rows: give one row for each image"),
+        ("p\0a\0t\0h\0", "photos.csv' is not plain text in UTF-8; save the table as CSV, UTF-8"),
+        ("path,label\n", "has no rows: add one row for each image"),
         ("path\na.jpg\nb.jpg\n./a.jpg\n", "rows 2 and 4 of .*photos.csv' have the same path 'a.jpg': keep one"),
-        ("path,label\na.jpg,x\n,x\n", "row 3 of .*photos.csv' has no path: name an image"),
+        ("path,label\na.jpg,x\n,x\n", "row 3 of .*photos.csv' has no path: add the path of an image"),
         (
             "path,split\na.jpg,train\n\nb.jpg,dev\n",
             "row 4 of .* has the unknown split 'dev': use train, validation, test",
         ),
-        ("path,label\nbig, red.jpg,x\n", "row 2 of .* has 3 cells, the header has 2: put values that hold a comma in"),
-        ("path,group,split\na,g,train\nb,g,test\n", "group 'g' is in train and, with 'b', in test"),
+        (
+            "path,label\nbig, red.jpg,x\n",
+            "row 2 of .* has 3 cells, the header has 2: put values that contain a comma in",
+        ),
+        ("path,group,split\na,g,train\nb,g,test\n", "group 'g' is in train, but its image 'b' is in test"),
         (f"path\n{'x' * 200_000}\n", "cannot be read as CSV: field larger than field limit"),
     ],
 )
@@ -531,7 +534,10 @@ def test_a_split_with_class_folders_beside_others_is_no_class(tmp_path):
     for name in ("train/cat/1.jpg", "train/dog/1.jpg", "holdout/1.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    message = r"has 'train', a split with class folders, beside the folders 'holdout': call these train, validation"
+    message = (
+        r"has the split 'train' with class folders next to other folders of images \('holdout'\):"
+        " rename these to train, validation"
+    )
     with pytest.raises(ManifestError, match=message):
         Manifest.from_folder(tmp_path)
 

@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 import sklearn.metrics as skm
 from click.testing import CliRunner
+from helpers import QUICK, make_index
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_classifiers import QUICK
-from test_store import make_index
 
 from pipeline import cli
 from pipeline.bundles.bundle import Bundle
@@ -99,7 +98,7 @@ def test_end_to_end(tmp_path):
             min(probabilities[probabilities >= 0.5], default=1 - max(probabilities))
         )
         assert row.novelty is not None
-    with pytest.raises(UsageError, match="top-k 2 has no meaning where all labels over a threshold are named"):
+    with pytest.raises(UsageError, match="top-k 2 does not apply where all labels above a threshold are named"):
         predict(again, store, top_k=2)
     assert "mean average precision" in model_card(again.description(), again.report)
     assert report.table() == format_labels(report.metrics["test"])
@@ -119,7 +118,7 @@ def test_a_forest_of_a_label_that_points_outside_is_refused(tmp_path):
     store, _ = tagged_store(tmp_path / "f.h5")
     bundle, _ = train_multi_label(store, head="random-forest", params=QUICK["random-forest"])
     bundle.head[-1].estimators_[1].estimators_[0].tree_.children_left[0] = 10**6
-    with pytest.raises(IntegrityError, match="points outside of itself"):
+    with pytest.raises(IntegrityError, match="has invalid nodes"):
         Bundle.load(bundle.save(tmp_path / "b"))
 
 
@@ -154,7 +153,7 @@ def test_wrong_requests(tmp_path):
         train_multi_label(store, " ")
     index = make_index(["a", "b"], 5, labels=np.array([0, 1], np.int32), classes=("x;y", "y"), splits=["train"] * 2)
     write_store(tmp_path / "g.h5", index, [np.eye(2, 5, dtype=np.float32)])
-    with pytest.raises(TrainingError, match="some to judge on, in validation or test; there are 2 train, 0 validation"):
+    with pytest.raises(TrainingError, match="validation or test images for the score; there are 2 train, 0 validation"):
         train_multi_label(tmp_path / "g.h5")
     with pytest.raises(UsageError, match="'nought'"):
         train_multi_label(store, params={"nought": 1})

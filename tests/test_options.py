@@ -26,8 +26,11 @@ class Size:
     overwrite: bool = option(default=False, help="Replace what is there.")
 
 
+DEFAULT = Size()
+
+
 @accepts_fields
-def run(images, *, size: Size = Size(), progress=None):  # noqa: B008 - frozen
+def run(images, *, size: Size = DEFAULT, progress=None):
     return images, size, progress
 
 

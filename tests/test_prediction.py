@@ -10,14 +10,14 @@ import tracemalloc
 import numpy as np
 import pyarrow.parquet
 import pytest
-from conftest import paint
-from fake import RECIPE
+from attacks.fake import RECIPE
+from helpers import paint
 from hypothesis import given
 from hypothesis import strategies as st
 
 import pipeline
 from pipeline.errors import PipelineError, UsageError
-from pipeline.features.engines import Speed
+from pipeline.features.options import Speed
 from pipeline.features.store import FeatureStore, write_store
 from pipeline.prediction import Prediction, columns, list_images, predict, write_predictions
 from pipeline.training.single_label import train_head

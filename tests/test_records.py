@@ -5,7 +5,7 @@ import multiprocessing
 
 import pytest
 from click.testing import CliRunner
-from test_training import make_store
+from helpers import make_store
 
 from pipeline import cli
 from pipeline.errors import PipelineError, UsageError

@@ -5,38 +5,22 @@ import json
 
 import numpy as np
 import pytest
+from helpers import make_data, make_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_training import make_store
 
 from pipeline.errors import TrainingError, UsageError
 from pipeline.heads.classifiers import HEADS
 from pipeline.heads.folds import make_folds
 from pipeline.training import race as racing
-from pipeline.training import search
+from pipeline.training.candidates import Candidate, close_to_best
 from pipeline.training.fitting import Fitter
+from pipeline.training.leaderboard import format_leaderboard
 from pipeline.training.race import race
-from pipeline.training.search import choose, format_leaderboard
+from pipeline.training.search import choose
 from pipeline.training.single_label import train_head
-from pipeline.training.training_data import TrainingData
 
 QUICK = ("logreg", "ridge", "lda", "nearest-centroid", "knn", "svm")
-
-
-def make_data(n=120, views=1, dim=6, noise=1.5, seed=0, splits=None, groups=None, k=3):
-    """k classes around k corners; a further view is the same vector with other noise."""
-    rng = np.random.default_rng(seed)
-    y = np.arange(n) % k
-    X = np.eye(k, dim)[y][:, None] * 3 + rng.normal(0, noise, (n, views, dim))
-    return TrainingData(
-        X=X.astype(np.float32),
-        y=y,
-        splits=np.array(splits or ["train"] * n),
-        groups=np.array(groups or [""] * n),
-        classes=tuple("abcdefgh"[:k]),
-        stores=(),
-        notes=(),
-    )
 
 
 @pytest.fixture
@@ -124,10 +108,10 @@ def test_log_loss_chooses_only_among_accuracies_that_chance_could_swap():
     sure_but_worse = np.tile([0.9, 0.1], (400, 1))
     sure_but_worse[:60] = [0.45, 0.55]
     unsure = np.tile([0.51, 0.49], (400, 1))
-    assert search._surest([unsure, sure_but_worse], truth) == [0]
+    assert close_to_best([unsure, sure_but_worse], truth) == [0]
     close = sure_but_worse.copy()
     close[2:60] = [0.9, 0.1]
-    assert search._surest([unsure, close], truth) == [1, 0]
+    assert close_to_best([unsure, close], truth) == [1, 0]
 
 
 def test_a_strength_that_another_of_its_head_outdoes_drops_out():
@@ -136,7 +120,7 @@ def test_a_strength_that_another_of_its_head_outdoes_drops_out():
     sure[:40], unsure[:40] = wrong[:40], wrong[:40]
 
     def candidate(head, strength, proba):
-        return search.Candidate(head, {"s": strength}, proba, np.ones(400, bool), {0: 0.9})
+        return Candidate(head, {"s": strength}, proba, np.ones(400, bool), {0: 0.9})
 
     started = [candidate("a", 1, unsure), candidate("a", 2, sure), candidate("b", 1, unsure), candidate("b", 2, wrong)]
     left = racing._survivors(started, truth)
@@ -157,6 +141,15 @@ def test_clearly_worse_candidates_drop_out(quick, monkeypatch):
     noisy = make_data(n=300, dim=60, noise=3.0)
     board = race(Fitter(noisy)).candidates
     assert {each["folds"] for each in board} == {1, 5}, "nobody dropped out after a fold"
+
+
+def test_a_head_that_is_clearly_better_than_the_first_is_not_dropped(quick, monkeypatch):
+    data = make_data(n=300)
+    perfect, poor = np.eye(3)[data.y], np.full((300, 3), 1 / 3)
+    probabilities = {"logreg": poor, "nearest-centroid": perfect}
+    monkeypatch.setattr(racing, "RACERS", tuple(probabilities))
+    monkeypatch.setattr(racing, "_pilot", lambda _, each, __, outer: (0.0, probabilities[each[0].head][outer]))
+    assert "nearest-centroid" in {each["head"] for each in race(Fitter(data)).candidates}
 
 
 def test_the_validation_images_choose_where_test_images_are_left(quick):
@@ -190,21 +183,21 @@ def test_a_spent_budget_says_what_was_not_tried(quick):
 
 def test_a_head_that_would_take_too_long_is_left_out(quick, monkeypatch):
     fair, seconds = np.full((120, 3), 1 / 3), (0.0, 1000.0)
-    monkeypatch.setattr(racing, "_pilot", lambda fitter, name, _, __, outer: (seconds[name == "svm"], fair[outer]))
+    monkeypatch.setattr(racing, "_pilot", lambda _, each, __, outer: (seconds[each[0].head == "svm"], fair[outer]))
     found = race(Fitter(make_data()), budget=30)
     assert "svm: not tried, for the budget was spent and a fold takes 1000.0 s" in found.notes
     assert "svm" not in {each["head"] for each in found.candidates}
 
 
 def test_a_head_that_fails_does_not_end_the_race(quick, monkeypatch):
-    real = search._judge
+    real = racing.score_fold
 
-    def fails(fitter, entrants, *rest, **more):
-        if entrants[0].head == "lda":
+    def fails(fitter, candidates, *rest, **more):
+        if candidates[0].head == "lda":
             raise ValueError("no\nway")
-        return real(fitter, entrants, *rest, **more)
+        return real(fitter, candidates, *rest, **more)
 
-    monkeypatch.setattr(racing, "_judge", fails)
+    monkeypatch.setattr(racing, "score_fold", fails)
     found = race(Fitter(make_data()))
     assert "lda: cannot be fitted (no way)" in found.notes
     monkeypatch.setattr(racing, "RACERS", ("lda",))

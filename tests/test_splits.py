@@ -204,7 +204,7 @@ def test_a_group_with_a_split_keeps_it() -> None:
 
 
 def test_a_group_in_two_given_splits() -> None:
-    with pytest.raises(ManifestError, match="group 'g' is given in train and in test: keep a group in one split"):
+    with pytest.raises(ManifestError, match="group 'g' is in train and in test: keep each group in one split"):
         draw_splits(["a", "b", "c"], [-1] * 3, ["g", "g", ""], ["train", "test", ""])
 
 
@@ -233,10 +233,10 @@ def test_another_seed_is_another_draw() -> None:
     ("fractions", "message"),
     [
         ({"train": 0.5, "dev": 0.5}, "unknown split 'dev' in the fractions: choose from train, validation, test"),
-        ({"train": 0.7, "test": 0.2}, "are no shares: give numbers from 0 on that add up to 1"),
-        ({"train": 1.5, "test": -0.5}, "are no shares"),
-        ({"train": math.nan}, "are no shares"),
-        ({}, "are no shares"),
+        ({"train": 0.7, "test": 0.2}, "are not valid shares: give non-negative numbers that add up to 1"),
+        ({"train": 1.5, "test": -0.5}, "are not valid shares"),
+        ({"train": math.nan}, "are not valid shares"),
+        ({}, "are not valid shares"),
     ],
 )
 def test_fractions_that_are_none(fractions: dict[str, float], message: str) -> None:

@@ -1,50 +1,28 @@
 """The feature file: round trip, plain h5py, damage, hostile files, old formats."""
 
-import dataclasses
 import hashlib
 import json
 import pickle
 import random
 import shutil
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from fake import RECIPE
+from attacks.fake import RECIPE
+from helpers import FIXTURES, make_index
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from pipeline.errors import IntegrityError, StoreError
-from pipeline.features.store import FeatureStore, Index, Skipped, verify, write_part, write_store
+from pipeline.features.store import FeatureStore, Skipped, verify, write_part, write_store
 
-FIXTURES = Path(__file__).parent / "fixtures"
 NAMES = (
     st.binary(min_size=1, max_size=40)
     .filter(lambda raw: b"\0" not in raw)
     .map(lambda raw: raw.decode("utf-8", "surrogateescape"))
 )
-
-
-def make_index(paths, dim=3, **changes):
-    n = len(paths)
-    rng = np.random.default_rng(0)
-    index = Index(
-        recipe=RECIPE,
-        segments={"last": (0, dim)},
-        paths=list(paths),
-        digests=rng.integers(0, 256, (n, 32), dtype=np.uint8),
-        sizes_mtimes=rng.integers(0, 2**62, (n, 2)),
-        labels=rng.integers(-1, 2, n).astype(np.int32),
-        splits=["train"] * n,
-        groups=[""] * n,
-        classes=("ant", "bee"),
-        root="/somewhere",
-        skipped=(Skipped("bad.jpg", "truncated: in row 3", 10, 20),),
-        created_with={"numpy": "2"},
-    )
-    return dataclasses.replace(index, **changes)
 
 
 @pytest.fixture
@@ -192,7 +170,7 @@ def test_missing_and_unreadable(tmp_path):
         FeatureStore(tmp_path)
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = [1]
-    with pytest.raises(IntegrityError, match="no feature file"):
+    with pytest.raises(IntegrityError, match="not a feature file"):
         FeatureStore(tmp_path / "other.h5")
 
 
@@ -205,10 +183,10 @@ def _replace(file, name, **how):
 
 
 HOSTILE = {
-    "a soft link": (lambda f: _replace(f, "features", link=h5py.SoftLink("/labels")), "a link out of the file"),
+    "a soft link": (lambda f: _replace(f, "features", link=h5py.SoftLink("/labels")), "a link to another place"),
     "an external link": (
         lambda f: _replace(f, "paths", link=h5py.ExternalLink("x.h5", "/y")),
-        "a link out of the file",
+        "a link to another place",
     ),
     "external storage": (
         lambda f: _replace(f, "features", shape=(40, 5), dtype="f4", external=[("/etc/hostname", 0, 800)]),
@@ -217,7 +195,7 @@ HOSTILE = {
     "no checksums": (lambda f: _replace(f, "labels", data=np.zeros(40, np.int32), chunks=(40,)), "has no checksums"),
     "an absurd shape": (
         lambda f: _replace(f, "features", shape=(2**40, 5), dtype="f4", chunks=(1, 5), fletcher32=True),
-        "claims 21990232555520 bytes and holds 0",
+        "claims 21990232555520 bytes but stores 0",
     ),
     "fewer labels": (
         lambda f: _replace(f, "labels", data=np.zeros(39, np.int32), chunks=(39,), fletcher32=True),
@@ -225,12 +203,12 @@ HOSTILE = {
     ),
     "labels without class": (
         lambda f: _replace(f, "labels", data=np.full(40, 2, np.int32), chunks=(40,), fletcher32=True),
-        "labels reach from 2 to 2 with 2 classes",
+        "labels range from 2 to 2, with 2 classes",
     ),
-    "another recipe": (lambda f: f.attrs.modify("fingerprint", np.bytes_("0" * 64)), "fingerprint does not belong"),
+    "another recipe": (lambda f: f.attrs.modify("fingerprint", np.bytes_("0" * 64)), "fingerprint does not match"),
     "a newer format": (lambda f: f.attrs.modify("format_version", 2), "newer than 1; upgrade"),
-    "another format": (lambda f: f.attrs.modify("format", np.bytes_("csv")), "is no feature file"),
-    "wrong segments": (lambda f: f.attrs.modify("segments", np.bytes_('{"last":[0,4]}')), "segments .* expect"),
+    "another format": (lambda f: f.attrs.modify("format", np.bytes_("csv")), "is not a feature file"),
+    "wrong segments": (lambda f: f.attrs.modify("segments", np.bytes_('{"last":[0,4]}')), "expected .* for segments"),
 }
 
 

@@ -56,6 +56,15 @@ def test_one_module_uses_h5py():
     assert users == ["hdf5.py"]
 
 
+def test_no_test_module_imports_from_another():
+    """What they share stands in helpers.py and conftest.py; each runs alone."""
+    for path in Path(__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if name.startswith("test_")], f"{path.name}:{node.lineno}"
+
+
 def test_importing_the_package_imports_nothing_heavy():
     code = f"import sys, pipeline; bad = {SLOW_TO_IMPORT!r} & set(sys.modules); assert not bad, bad"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -79,7 +88,8 @@ def test_every_public_name_is_there():
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_the_examples_in_docstrings(name):
+def test_the_examples_in_docstrings(name, workplace):
+    """They run in a folder with photos/, new.jpg, artifacts/photos.h5 and so on; trained networks are fake ones."""
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert result.failed == 0
 

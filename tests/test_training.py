@@ -7,32 +7,14 @@ import sys
 
 import numpy as np
 import pytest
-from fake import RECIPE
-from test_store import make_index
+from attacks.fake import RECIPE
+from helpers import make_index, make_store
 
 from pipeline.errors import TrainingError, UsageError
 from pipeline.features.store import FeatureStore, write_store
 from pipeline.training.single_label import train_head
 from pipeline.training.training_data import load_training_data
 from pipeline.trust.safeguards import Trust
-
-
-def make_store(path, n=90, dim=4, noise=0.5, seed=0, **changes):
-    """Three classes around three corners; splits 60 / 15 / 15 unless changed."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(n) % 3
-    vectors = (np.eye(3, dim)[labels] * 3 + rng.normal(0, noise, (n, dim))).astype(np.float32)
-    splits = ["train" if i < n * 2 // 3 else "validation" if i < n * 5 // 6 else "test" for i in range(n)]
-    index = make_index(
-        [f"{'abc'[label]}/{i}.png" for i, label in enumerate(labels)],
-        dim,
-        labels=labels.astype(np.int32),
-        classes=("a", "b", "c"),
-        splits=splits,
-    )
-    index = dataclasses.replace(index, **changes)
-    write_store(path, index, [vectors])
-    return FeatureStore(path)
 
 
 def test_fit_on_train_choose_on_validation_report_on_test(tmp_path):
@@ -70,12 +52,12 @@ def test_without_test_images_the_validation_score_is_marked(tmp_path):
     store = make_store(tmp_path / "f.h5", splits=["train"] * 60 + ["validation"] * 30)
     _, report = train_head(store)
     assert report.scored_on == "validation"
-    assert any("this score is a little too good" in note for note in report.notes)
+    assert any("this score is slightly too optimistic" in note for note in report.notes)
     _, report = train_head(store, params={"C": 1.0})
-    assert not any("too good" in note for note in report.notes)
+    assert not any("too optimistic" in note for note in report.notes)
     _, report = train_head(store, cv=3)
     assert (report.scored_on, report.chosen_on) == ("validation", "cross-validation")
-    assert not any("too good" in note for note in report.notes)
+    assert not any("too optimistic" in note for note in report.notes)
     assert report.metrics["cross-validation"]["n"] == 60
     assert all("accuracy_sd" in each for each in report.candidates)
 

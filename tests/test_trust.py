@@ -7,12 +7,11 @@ import shutil
 
 import numpy as np
 import pytest
+from helpers import FIXTURES, QUICK, make_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
-from test_classifiers import QUICK
-from test_training import make_store
 
 from pipeline.bundles.bundle import Bundle
 from pipeline.errors import IntegrityError, TrainingError, UsageError
@@ -21,7 +20,6 @@ from pipeline.heads.temperature import temper
 from pipeline.metrics.reliability_curve import reliability
 from pipeline.prediction import predict, write_predictions
 from pipeline.training.fitting import Fitter
-from pipeline.training.held_out import TRUST_FOLDS
 from pipeline.training.single_label import train_head
 from pipeline.trust.abstention import accepted, learn_threshold
 from pipeline.trust.calibration import Calibration, across_halves, fit_calibration, temperature
@@ -121,10 +119,11 @@ def test_a_temperature_goes_into_the_head():
     for name in ("logreg", "ridge", "dense"):
         head = make_head(name, QUICK.get(name, {})).fit(X, y)
         before = head.predict_proba(X)
-        assert temper(head, 2.5)
-        np.testing.assert_allclose(head.predict_proba(X), Calibration(temperature=2.5).apply(before), atol=1e-5)
+        tempered = temper(head, 2.5)
+        np.testing.assert_allclose(tempered.predict_proba(X), Calibration(temperature=2.5).apply(before), atol=1e-5)
+        np.testing.assert_array_equal(head.predict_proba(X), before)
     head = make_head("knn").fit(X, y)
-    assert not temper(head, 2.5)
+    assert temper(head, 2.5) is None
 
 
 def test_a_threshold_keeps_its_promise():
@@ -147,11 +146,15 @@ def test_a_threshold_keeps_its_promise():
 def test_thresholds_at_the_ends():
     sure = np.linspace(0.5, 1.0, 400)
     assert learn_threshold(np.ones(400, bool), sure, 0.95) == 0.0
-    with pytest.raises(TrainingError, match=r"no threshold gives an accuracy of 0\.95 with 90% confidence: of the 90"):
+    with pytest.raises(
+        TrainingError, match=r"no threshold gives an accuracy of 0\.95 with 90% confidence: of the 90 most confident"
+    ):
         learn_threshold(np.arange(400) % 2 == 0, sure, 0.95)
-    with pytest.raises(TrainingError, match=r"takes 90 held-out images, and there are 80; ask for less, add images"):
+    with pytest.raises(
+        TrainingError, match=r"takes at least 90 held-out images, and there are 80; ask for a lower accuracy, add"
+    ):
         learn_threshold(np.ones(80, bool), sure[:80], 0.95)
-    with pytest.raises(UsageError, match=r"abstain 1\.0 is no accuracy"):
+    with pytest.raises(UsageError, match=r"abstain 1\.0 is not an accuracy"):
         learn_threshold(np.ones(400, bool), sure, 1.0)
     nobody = accepted(np.ones(3, bool), np.full(3, 0.5), 0.9)
     assert (nobody["accuracy"], nobody["coverage"]) == (None, 0.0)
@@ -175,7 +178,7 @@ def test_novelty_tells_strangers_and_raises_few_false_alarms():
     assert (novelty.score(strange) > 1).all()
     again = Novelty.from_bytes(novelty.to_bytes(), 30)
     np.testing.assert_array_equal(again.score(strange), novelty.score(strange))
-    with pytest.raises(IntegrityError, match=r"holds vectors of shape \(1000, 30\); train the bundle anew"):
+    with pytest.raises(IntegrityError, match=r"holds vectors of shape \(1000, 30\); train the bundle again"):
         Novelty.from_bytes(novelty.to_bytes(), 31)
 
 
@@ -240,23 +243,25 @@ def test_auto_leaves_heads_alone_that_have_a_temperature(tmp_path):
 
 def test_a_network_with_many_validation_images_is_fitted_once(tmp_path, monkeypatch):
     store = make_store(tmp_path / "f.h5", noise=2.0)
-    note = "calibration learned from the validation images, which also chose when to stop"
+    note = "the validation images, which chose when to stop, also calibrated the probabilities"
+    params, folds = {**QUICK["dense"], "epochs": 5}, 2
+    monkeypatch.setattr("pipeline.training.held_out.TRUST_FOLDS", folds)
     fits, real = [], Fitter.fit
     monkeypatch.setattr(Fitter, "fit", lambda self, *args, **how: fits.append(args[0]) or real(self, *args, **how))
 
     def held_out(trust, **options):
         fits.clear()
-        _, report = train_head(store, "dense", params=QUICK["dense"], trust=trust, **options)
+        _, report = train_head(store, "dense", params=params, trust=trust, **options)
         assert (note in report.notes) == (len(fits) == 1)
         return report.trust["held_out"], len(fits)
 
-    assert held_out(Trust()) == (60, 1 + TRUST_FOLDS)
+    assert held_out(Trust()) == (60, 1 + folds)
     monkeypatch.setattr("pipeline.training.held_out.ENOUGH", 15)
     assert held_out(Trust()) == (15, 1)
-    assert held_out(Trust("isotonic")) == (60, 1 + TRUST_FOLDS)
-    assert held_out(Trust(abstain=0.5)) == (60, 1 + TRUST_FOLDS)
+    assert held_out(Trust("isotonic")) == (60, 1 + folds)
+    assert held_out(Trust(abstain=0.5)) == (60, 1 + folds)
     store = make_store(tmp_path / "f.h5", noise=2.0, splits=["train"] * 60 + ["validation"] * 30)
-    assert held_out(Trust()) == (60, 1 + TRUST_FOLDS), "the score would come from images that calibrated"
+    assert held_out(Trust()) == (60, 1 + folds), "the score would come from images that calibrated"
 
 
 def test_abstain_and_novel_end_to_end(tmp_path, capsys):
@@ -296,7 +301,7 @@ def test_abstaining_without_folds_is_an_error(tmp_path):
     bundle, report = train_head(store)
     assert any("too few images of each class to make folds" in note for note in report.notes)
     assert bundle.safeguards.calibration is None
-    with pytest.raises(TrainingError, match=r"an accuracy of 0\.95 takes 90 held-out images, and there are 0"):
+    with pytest.raises(TrainingError, match=r"an accuracy of 0\.95 takes at least 90 held-out images, and there are 0"):
         train_head(store, trust=Trust(abstain=0.95))
 
 
@@ -361,8 +366,6 @@ def test_temperature_of_probabilities_is_that_of_logits():
 
 def test_schema_2_stays_readable(tmp_path):
     """Made once (see fixtures/README.md) and never written again."""
-    from test_store import FIXTURES
-
     shutil.copytree(FIXTURES / "schema2.bundle", tmp_path / "b")
     bundle = Bundle.load(tmp_path / "b")
     assert (bundle.classes, bundle.head_name, bundle.multi_label) == (("ant", "bee"), "knn", None)

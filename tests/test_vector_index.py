@@ -5,9 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import paint
-from test_cli import made, run  # noqa: F401 - fixtures
-from test_store import make_index
+from helpers import make_index, paint
 
 from pipeline.errors import LockedError, PipelineError, StoreError, UsageError
 from pipeline.features import vector_index
@@ -63,7 +61,7 @@ def test_small_files(tmp_path):
         assert sorted(rows.tolist()) == list(range(n))
         assert rows[0] == 0
         assert cosines[0] == pytest.approx(1)
-    with pytest.raises(UsageError, match=r"0\.h5 holds no image; extract some first"):
+    with pytest.raises(UsageError, match=r"0\.h5 has no images; extract some first"):
         VectorIndex.of(store_of(tmp_path / "0.h5", np.empty((0, 9), np.float32)))
 
 
@@ -135,7 +133,7 @@ def test_without_its_package_it_says_what_to_install(tmp_path, monkeypatch):
     assert not index_path(store).exists()
 
 
-def test_similar_by_index(run, made, tmp_path):  # noqa: F811
+def test_similar_by_index(run, made, tmp_path):
     features, _, _ = made
     image = paint(tmp_path / "new.png", (81, 1, 7))
     exact = run("similar", features, image, "--top-k", 3)

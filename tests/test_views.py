@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from fake import RECIPE, Factory, FakeEncoder
+from attacks.fake import RECIPE, Factory, FakeEncoder
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image

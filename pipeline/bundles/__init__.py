@@ -1,1 +1,1 @@
-"""What is saved, loaded and predicts: recipe, head, classes and safeguards in one folder."""
+"""Trained classifiers in a folder: recipe, head, classes and safeguards; saved, loaded and used to predict."""

@@ -1,8 +1,8 @@
-"""`Bundle`: recipe, head, classes and provenance in one folder that predicts.
+"""`Bundle`: a trained classifier in one folder: recipe, head, classes and provenance.
 
-Loading a bundle runs nobody's code: scikit-learn heads are stored with skops and only types on a
-list are restored, Keras heads are weights whose layers are rebuilt here, and every file is checked
-against its SHA-256 before it is opened.
+Loading a bundle executes no code from it: scikit-learn heads are stored with skops, and only allowed types are
+restored; Keras heads are stored as weights, and their layers are built here; the SHA-256 of every file is verified
+before it is opened.
 """
 
 import ctypes
@@ -44,7 +44,7 @@ CARD_FILE = "README.md"
 FILES = (SKOPS_FILE, WEIGHTS_FILE, AFFINE_FILE, REPORT_FILE, CARD_FILE, CALIBRATION_FILE, NOVELTY_FILE)
 
 
-_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # constants of Linux
 
 
 @dataclass(repr=False)
@@ -54,27 +54,27 @@ class Bundle:
     Parameters
     ----------
     recipes : tuple of Recipe
-        What makes the vectors; several when feature files were joined.
+        Of the vectors; several if feature files were joined.
     dims : tuple of int
         Length of each recipe's vector.
     classes : tuple of str
     head : fitted pipeline, or None
-        scikit-learn's contract; its ``classes_`` are indexes into `classes`. None after loading a bundle that
-        predicts without scikit-learn; `estimator` then reads it.
+        A scikit-learn estimator whose ``classes_`` are indexes into `classes`. None after loading a bundle that
+        predicts without scikit-learn; `estimator` reads it then.
     head_name : str
-        Name in the table of heads, or import path.
+        A name in `pipeline.HEADS`, or an import path.
     params : mapping of str to object
-        What was chosen for it.
+        The chosen parameters of the head.
     report : mapping
         The report of the training, as plain data.
     provenance : mapping of str to str
         Seed, versions, fingerprints.
     average_views : bool
-        Predict from the mean probability over the views of the recipes instead of the plain picture alone.
+        Predict the mean probability over the views of an image instead of that of the original.
     safeguards : Safeguards
         Calibration, threshold for abstaining, novelty score.
     multi_label : MultiLabel or None
-        Where an image can have several labels: how they are told apart and named.
+        Separator and thresholds if an image can have several labels.
 
     Examples
     --------
@@ -113,16 +113,16 @@ class Bundle:
 
     @property
     def inputs(self) -> tuple[Recipe, ...]:
-        """The recipes that prediction follows: without their augmented views unless these are averaged."""
+        """The recipes for prediction: without augmented views unless these are averaged."""
         return self.recipes if self.average_views else tuple(recipe.with_one_view() for recipe in self.recipes)
 
     def encoders(self, speed: Speed = Speed()) -> list[Encoder]:
-        """Return the recipes made runnable, one encoder each; made once.
+        """Return the networks of `inputs`; built once.
 
         Raises
         ------
         WeightsError
-            If the weights are absent or have changed since the training.
+            If the weights are missing or have changed since the training.
         """
         if speed not in self._encoders:
             self._encoders[speed] = [make_encoder(recipe, speed) for recipe in self.inputs]
@@ -140,12 +140,12 @@ class Bundle:
         return ImageEncoder(self.inputs, lambda: self.encoders(speed), speed.threads(), isolated=isolated)
 
     def probabilities(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Turn vectors into probabilities.
+        """Return the probability of each class.
 
         Parameters
         ----------
         features : ndarray of float32, shape (n, sum of dims) or (n, views, sum of dims)
-            Vectors of this bundle's recipes, side by side.
+            Concatenated vectors of this bundle's recipes.
 
         Returns
         -------
@@ -170,14 +170,14 @@ class Bundle:
         Parameters
         ----------
         images : path, bytes, PIL image or uint8 array, or a sequence of them
-            They are decoded in this process; for many images, or images of strangers, use `pipeline.predict`.
+            Decoded in this process; for many or untrusted images use `pipeline.predict`.
 
         Raises
         ------
         ImageError
             If an image cannot be decoded.
         WeightsError
-            If the weights are absent or have changed.
+            If the weights are missing or have changed.
         """
         batch: list[Any] = list(images) if isinstance(images, (list, tuple)) else [images]
         with self.image_encoder(speed, isolated=False) as encoder:
@@ -194,11 +194,11 @@ class Bundle:
         return np.asarray(self.classes)[proba.argmax(axis=1)]
 
     def describe(self) -> str:
-        """Say in a line what makes the vectors."""
+        """Return one line that describes the recipes."""
         return " + ".join(str(recipe) for recipe in self.recipes)
 
     def description(self) -> dict[str, Any]:
-        """Return what ``bundle.json`` holds beside the digests of the other files, as plain data."""
+        """Return the content of ``bundle.json`` except the checksums of the other files, as plain data."""
         return {
             "format": "twostage-bundle",
             "schema_version": SCHEMA_VERSION,
@@ -213,18 +213,18 @@ class Bundle:
         }
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the bundle as a folder, whole or not at all; a bundle that is there is replaced.
+        """Write the bundle to a folder, completely or not at all; an existing bundle is replaced.
 
         Raises
         ------
         BundleError
-            If the head cannot be stored safely, or something else than a bundle is in the way.
+            If the head cannot be stored safely, or the folder exists and is not a bundle.
         """
         target = Path(path)
         if not target.name:
             raise UsageError(f"{str(path)!r} names no folder; give one such as artifacts/photos.bundle")
         if target.exists() and not (target / DESCRIPTION).is_file() and (target.is_file() or any(target.iterdir())):
-            raise BundleError(f"{target} exists and is no bundle; choose another --out")
+            raise BundleError(f"{target} exists and is not a bundle; choose another --out")
         with writing(target, BundleError):
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
@@ -255,14 +255,14 @@ class Bundle:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Bundle":
-        """Read a bundle; nothing in it is executed.
+        """Read a bundle; no code in it is executed.
 
         Raises
         ------
         BundleError
-            If there is no bundle, or it was made by a newer version.
+            If there is no bundle, or it was written by a newer version.
         IntegrityError
-            If a file is missing, was changed, or holds a type that is not on the list.
+            If a file is missing, has changed, or contains a type that is not allowed.
         """
         folder = Path(path)
         content = _read_description(folder)
@@ -292,14 +292,15 @@ class Bundle:
             if isinstance(error, UsageError):
                 raise
             raise IntegrityError(
-                f"{folder / DESCRIPTION} does not describe a bundle ({error}); train it anew"
+                f"{folder / DESCRIPTION} does not describe a bundle ({error}); train it again"
             ) from error
 
 
 def _exchange(fresh: Path, target: Path) -> None:
-    """Swap two folders in one step, where the kernel can; elsewhere in two, the first of which is taken back."""
+    """Swap two folders, atomically if the kernel supports it; otherwise in two steps, undone on failure."""
     swap = getattr(ctypes.CDLL(None), "renameat2", None)
-    if swap and swap(_HERE, os.fsencode(fresh.absolute()), _HERE, os.fsencode(target.absolute()), _EXCHANGE) == 0:
+    paths = os.fsencode(fresh.absolute()), os.fsencode(target.absolute())
+    if swap and swap(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) == 0:
         return
     aside = fresh.with_name("old")
     target.rename(aside)
@@ -311,12 +312,12 @@ def _exchange(fresh: Path, target: Path) -> None:
 
 
 def verify_bundle(path: str | os.PathLike[str]) -> list[str]:
-    """Read a bundle through, and the weights file that it needs, and say what is wrong; empty for a sound one.
+    """Read a whole bundle and the weights file that it needs; return what is wrong, empty if nothing is.
 
     Raises
     ------
     BundleError
-        If there is no bundle, or it was made by a newer version.
+        If there is no bundle, or it was written by a newer version.
     """
     problems = []
     try:
@@ -335,20 +336,20 @@ def _read_description(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise BundleError(f"{folder} is no bundle: it has no {DESCRIPTION}; make one with train_head.py") from error
+        raise BundleError(f"{folder} is not a bundle: it has no {DESCRIPTION}; make one with train_head.py") from error
     except OSError as error:
         raise BundleError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise IntegrityError(f"{path} is damaged ({error}); train the bundle anew") from error
+        raise IntegrityError(f"{path} is damaged ({error}); train the bundle again") from error
     if not isinstance(content, dict) or content.get("format") != "twostage-bundle":
-        raise IntegrityError(f"{path} is no description of a bundle; make one with train_head.py")
+        raise IntegrityError(f"{path} is not a description of a bundle; make one with train_head.py")
     if content.get("schema_version") not in READABLE_VERSIONS:
         raise BundleError(
             f"{path} has schema version {content.get('schema_version')}, this package reads up to {SCHEMA_VERSION};"
             " upgrade twostage-features"
         )
     if content.get("digest") != _digest(content):
-        raise IntegrityError(f"{path} was changed since it was written; restore it or train the bundle anew")
+        raise IntegrityError(f"{path} has changed since it was written; restore it or train the bundle again")
     return content
 
 
@@ -363,11 +364,11 @@ def _sha256(data: bytes) -> str:
 
 def _read_file(folder: Path, name: str, digest: str) -> bytes:
     if name not in FILES:
-        raise IntegrityError(f"{folder} lists the unknown file {name!r}; it is no bundle of this package")
+        raise IntegrityError(f"{folder} lists the unknown file {name!r}; it is not a bundle of this package")
     try:
         data = (folder / name).read_bytes()
     except OSError as error:
-        raise IntegrityError(f"{folder / name} cannot be read ({error.strerror}); train the bundle anew") from error
+        raise IntegrityError(f"{folder / name} cannot be read ({error.strerror}); train the bundle again") from error
     if _sha256(data) != digest:
-        raise IntegrityError(f"{folder / name} was changed since the training; restore it or train the bundle anew")
+        raise IntegrityError(f"{folder / name} has changed since the training; restore it or train the bundle again")
     return data

@@ -1,4 +1,4 @@
-"""The model card of a bundle: what the run knows, in the style of the Hugging Face hub, and nothing else."""
+"""The model card of a bundle, in the style of the Hugging Face hub, from what the training measured."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,8 +15,8 @@ bundle = Bundle.load("path/to/this/folder")
 print(bundle.predict(["new.jpg"]))
 ```
 
-or `twostage predict path/to/this/folder new_photos/ --out predictions.csv`. The convnet is not in the folder: weights
-are found as the recipe says, and checked against their SHA-256."""
+or `twostage predict path/to/this/folder new_photos/ --out predictions.csv`. The network is not in the folder: its
+weights are found as described by the recipe, and their SHA-256 is verified."""
 
 _SCORES = {
     "roc_auc": "ROC AUC",
@@ -31,12 +31,12 @@ _SCORES = {
 def model_card(description: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     """Return a README.md in the Hugging Face style: YAML front matter, then Markdown.
 
-    Every number comes from the report; what a run did not measure is not mentioned.
+    Every number comes from the report; what the training did not measure is left out.
 
     Parameters
     ----------
     description : mapping
-        What a bundle's ``bundle.json`` holds: ``recipes``, ``dims``, ``classes``, ``head``, ``provenance``, ``trust``.
+        Content of ``bundle.json``: ``recipes``, ``dims``, ``classes``, ``head``, ``provenance``, ``trust``.
     report : mapping
         The report of the training, as plain data.
 
@@ -54,11 +54,11 @@ def model_card(description: Mapping[str, Any], report: Mapping[str, Any]) -> str
     scored = metrics.get(report.get("scored_on", ""), {})
     sections = [
         _front_matter(recipes, description["head"]["name"], metrics),
-        f"# Classifier of images: {len(classes):,} classes",
+        f"# Image classifier: {len(classes):,} classes",
         _about(description, recipes, report.get("counts", {})),
         _section("Scores", _scores(metrics, report)),
         _section("Classes", _classes(classes, scored)),
-        _section("How far to trust it", _trust(scored, facts)),
+        _section("Trust", _trust(scored, facts)),
         _section("Limits", _limits(facts, report.get("notes", []))),
         _section("Use", _USE),
         _section("Made with", _table(["package", "version"], [*provenance.get("versions", {}).items()])),
@@ -138,25 +138,23 @@ def _trust(found: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         after = errors["after"]
         lines.append(
             f"- Probabilities: expected calibration error {after['error']:.3f} on {after['n']:,} images"
-            f" ({errors['before']['error']:.3f} before calibration; a perfectly calibrated head would show"
+            f" ({errors['before']['error']:.3f} before calibration; a perfectly calibrated head would have"
             f" {after['chance']:.3f}). Calibration: {facts.get('calibration', 'none')}."
         )
     if taken := found.get("abstain"):
-        right = f"{taken['accuracy']:.3f} of them right" if taken["accepted"] else "none"
+        right = f"with an accuracy of {taken['accuracy']:.3f}" if taken["accepted"] else "none"
         lines.append(
             f"- It abstains below a probability of {taken['threshold']:.3f}: {taken['accepted']:,} of {taken['n']:,}"
-            f" images were answered, {right}; {facts['abstain']['asked']:g} was asked for."
+            f" images were answered, {right}; the target was {facts['abstain']['asked']:g}."
         )
     if "novelty" in facts:
         share = facts["novelty"]["false_alarms"]
-        lines.append(
-            f"- It flags images unlike anything in training; {share:.0%} of familiar ones are flagged by chance."
-        )
+        lines.append(f"- It flags images unlike anything in training; {share:.0%} of familiar images are flagged too.")
     return "\n".join(lines)
 
 
 def _limits(facts: Mapping[str, Any], notes: Sequence[str]) -> str:
-    every = "- Every image gets one of the classes, also one that shows none of them."
+    every = "- Every image gets one of the classes, even if it shows none of them."
     return "\n".join([*([] if "novelty" in facts else [every]), *(f"- {_plain(note)}" for note in notes)])
 
 
@@ -172,7 +170,7 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Keep names of classes and files from being read as Markdown or HTML."""
+    """Escape Markdown and HTML in names of classes and files."""
     for mark in "\\`*_[]<>|":
         text = text.replace(mark, "\\" + mark)
     return printable(text)

@@ -1,4 +1,4 @@
-"""How a bundle's head is written and read: skops for scikit-learn, weights alone for Keras."""
+"""Write and read the head of a bundle: with skops for scikit-learn, as weights for Keras."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from pipeline.errors import BundleError, IntegrityError
 
 SKOPS_FILE = "head.skops"
 WEIGHTS_FILE = "head.weights.h5"
-# Types beyond skops' own list that heads of the table need; the trees' indexes are checked in addition.
+# Types that skops does not trust itself and that heads need; trees are also checked by `check_trees`.
 TRUSTED_TYPES = (
     "pipeline.heads.softmax_head.SoftmaxHead",
     "sklearn.multiclass._ConstantPredictor",
@@ -20,7 +20,7 @@ TRUSTED_TYPES = (
 
 
 def write_head(head: Any, folder: Path) -> dict[str, Any]:
-    """Write a fitted pipeline of scikit-learn steps and a head; return what must be said about it."""
+    """Write a fitted pipeline of scikit-learn steps and a head; return what `read_head` needs as `description`."""
     import skops.io
 
     from pipeline.heads.keras_head import KerasHead
@@ -34,7 +34,7 @@ def write_head(head: Any, folder: Path) -> dict[str, Any]:
     data = normalised(skops.io.dumps(head))
     if foreign := sorted(set(skops.io.get_untrusted_types(data=data)) - set(TRUSTED_TYPES)):
         raise BundleError(
-            f"a {type(last).__name__} cannot be stored safely: it holds the types {', '.join(foreign)};"
+            f"a {type(last).__name__} cannot be stored safely: it contains the types {', '.join(foreign)};"
             " choose another --head"
         )
     (folder / SKOPS_FILE).write_bytes(data)
@@ -42,18 +42,18 @@ def write_head(head: Any, folder: Path) -> dict[str, Any]:
 
 
 def read_head(folder: Path, description: Mapping[str, Any], files: Mapping[str, bytes]) -> Any:
-    """Read what `write_head` wrote; only types on the list are restored, and trees are checked."""
+    """Read the files of `write_head`; only allowed types are restored, and trees are checked."""
     import skops.io
 
     data = files[SKOPS_FILE]
     try:
         types = skops.io.get_untrusted_types(data=data)
     except Exception as error:
-        raise IntegrityError(f"{folder / SKOPS_FILE} is no skops file ({error}); train the bundle anew") from error
+        raise IntegrityError(f"{folder / SKOPS_FILE} is not a skops file ({error}); train the bundle again") from error
     if foreign := sorted(set(types) - set(TRUSTED_TYPES)):
         raise IntegrityError(
-            f"{folder / SKOPS_FILE} holds the types {', '.join(foreign)}, which are not on the list of those that are"
-            " loaded; do not use this bundle"
+            f"{folder / SKOPS_FILE} contains the types {', '.join(foreign)}, which may not be loaded; do not use this"
+            " bundle"
         )
     head = skops.io.loads(data, trusted=list(TRUSTED_TYPES))
     check_trees(head[-1])
@@ -66,7 +66,7 @@ def read_head(folder: Path, description: Mapping[str, Any], files: Mapping[str, 
 
 
 def _with_last(head: Any, step: Any) -> Any:
-    """Return the same pipeline with another last step; the fitted steps before it are shared."""
+    """Return the pipeline with another last step; the other fitted steps are shared."""
     from sklearn.pipeline import Pipeline
 
     return Pipeline([*head.steps[:-1], (head.steps[-1][0], step)])

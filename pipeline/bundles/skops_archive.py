@@ -1,4 +1,4 @@
-"""skops archives whose bytes depend on their content alone."""
+"""skops archives whose bytes depend only on their content."""
 
 import io
 import itertools
@@ -10,7 +10,7 @@ _SCHEMA = "schema.json"
 
 
 def normalised(data: bytes) -> bytes:
-    """Take out of a skops archive what differs each time: clock times, and addresses in memory used as names.
+    """Remove from a skops archive what differs in each run: times, and memory addresses used as names.
 
     Parameters
     ----------
@@ -20,7 +20,7 @@ def normalised(data: bytes) -> bytes:
     Returns
     -------
     bytes
-        The same objects; equal ones give equal bytes.
+        The same objects; equal objects give equal bytes.
 
     Examples
     --------
@@ -41,7 +41,7 @@ def normalised(data: bytes) -> bytes:
                 renumber(each)
         if isinstance(node, dict):
             if "__id__" in node:
-                # Whether two equal plain values are one object is chance, and does not matter.
+                # Whether equal plain values are one object varies and does not matter.
                 fresh = next(numbers)
                 node["__id__"] = fresh if node.get("is_json") else known.setdefault(node["__id__"], fresh)
             if isinstance(node.get("file"), str) and node["file"] in files:

@@ -1,4 +1,4 @@
-"""Decision trees from a file are walked by compiled code that trusts their indexes; these checks make it safe."""
+"""Checks of decision trees read from a file: scikit-learn's compiled code trusts their indexes."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,27 +9,27 @@ from pipeline.errors import IntegrityError
 
 
 def check_trees(head: Any) -> None:
-    """Refuse a forest or a boosted ensemble whose nodes point outside of their arrays.
+    """Check that all nodes of a forest or boosted ensemble point into their arrays.
 
     Parameters
     ----------
     head : fitted classifier
-        Others than scikit-learn's tree ensembles pass.
+        Any other than scikit-learn's tree ensembles passes.
 
     Raises
     ------
     IntegrityError
-        If a node has a child or a feature that does not exist, or a loop.
+        If a node's child or feature does not exist, or nodes form a loop.
     """
     n_features = getattr(head, "n_features_in_", 0)
     for left, right, is_leaf, feature, values in _trees(head):
         node = np.arange(len(left))
         inner = ~is_leaf
-        # Children always come after their parent, so no walk can go in circles.
+        # Children come after their parent, so there is no loop.
         sound = (left > node) & (left < len(node)) & (right > node) & (right < len(node))
         sound &= (feature >= 0) & (feature < n_features)
         if not len(node) or len(values) != len(node) or not sound[inner].all():
-            raise IntegrityError("a decision tree of this head points outside of itself; do not use this bundle")
+            raise IntegrityError("a decision tree of this head has invalid nodes; do not use this bundle")
 
 
 def _trees(head: Any) -> Iterator[tuple[Any, Any, Any, Any, Any]]:
@@ -37,7 +37,7 @@ def _trees(head: Any) -> Iterator[tuple[Any, Any, Any, Any, Any]]:
     for estimator in inner.ravel() if isinstance(inner, np.ndarray) else inner:
         tree = getattr(estimator, "tree_", None)
         if tree is None:
-            yield from _trees(estimator)  # a forest for each label
+            yield from _trees(estimator)  # one forest per label
         else:
             yield tree.children_left, tree.children_right, tree.children_left == -1, tree.feature, tree.value
     for iteration in getattr(head, "_predictors", []):

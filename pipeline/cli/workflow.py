@@ -52,9 +52,10 @@ def extract(
     """
     from pipeline.features import extraction
 
-    groups: dict[str, Any] = {"recipe": recipe, "storage": storage, "speed": speed}
     with progress_bar(" images", quiet) as progress:
-        store = extraction.extract(images, out, backbone, progress=progress, **groups)
+        store = extraction.extract(
+            images, out, backbone, recipe=recipe, storage=storage, speed=speed, progress=progress
+        )
     with store:
         summary = store.summary
         if as_json:

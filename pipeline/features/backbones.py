@@ -1,7 +1,7 @@
-"""The table of backbones: every Keras Applications model, a row of data each.
+"""The table of backbones: one row of data for every Keras Applications model.
 
-A backbone is a pre-trained convnet cut before its classifier, with its preprocessing. Adding one
-is adding a row; a test compares each row with what Keras itself does.
+A backbone is a pre-trained network without its classifier, together with its preprocessing. To add one, add a row;
+a test compares each row with Keras.
 
 >>> find_backbone("mobilenetv2").depth
 1280
@@ -33,18 +33,18 @@ class Backbone:
     size : int
         Default side of the square input, in pixels.
     min_size : int
-        The smallest side that Keras accepts.
+        Smallest side that Keras accepts.
     preprocessing : str
         ``"caffe"``, ``"tf"``, ``"torch"`` (the modes of Keras' ``preprocess_input``) or ``"in-model"``:
-        the network takes raw RGB values from 0 to 255.
+        the network expects RGB values from 0 to 255.
     depth : int
         Length of the pooled vector of the last feature map.
     weights_file : str
-        File name of the published ImageNet weights without classifier; ``{size}`` where it varies.
+        File name of the published ImageNet weights without classifier; may contain ``{size}``.
     weights_hash : str or None
-        MD5 or SHA-256 of that file as Keras publishes it, None where Keras publishes none.
+        MD5 or SHA-256 of that file as published by Keras, or None.
     alpha : float or None
-        Width multiplier, for the families that have one.
+        Width multiplier of the families that have one.
 
     Examples
     --------

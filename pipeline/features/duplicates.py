@@ -1,4 +1,4 @@
-"""Which images show the same picture, and the groups that they form."""
+"""Exact and near duplicates among images, and the groups that they form."""
 
 from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple
@@ -9,15 +9,15 @@ from numpy.typing import NDArray
 from pipeline.features.neighbours import principal_axes, standardise, unit_rows
 
 NEAR = 0.8
-"""Cosine from which two images are near duplicates, see `near_duplicates`."""
-MIN_COLUMNS = 64  # shorter vectors lie close to each other by chance
+"""Cosine similarity above which two images are near duplicates, see `near_duplicates`."""
+MIN_COLUMNS = 64  # shorter vectors are often similar by chance
 _AXES = 128
 _ROWS_PER_AXIS = 8
 _BLOCK = 2048  # rows compared with all others at once
 
 
 class Pairs(NamedTuple):
-    """Pairs of rows, each once: ``first < second``, and their cosine; three arrays of one length."""
+    """Pairs of rows, each pair once with ``first < second``, and their cosine: three arrays of equal length."""
 
     first: NDArray[np.int64]
     second: NDArray[np.int64]
@@ -25,18 +25,18 @@ class Pairs(NamedTuple):
 
 
 def near_duplicates(X: NDArray[np.floating], threshold: float = NEAR) -> Pairs:
-    """Find images that show the same picture: resized, encoded anew, mirrored, taken twice.
+    """Find near duplicates: images that were resized, re-encoded, mirrored or taken twice.
 
-    Two rows are near duplicates when they point the same way twice over: as standardised vectors, and along
-    the leading principal axes scaled to equal variance (whitened), where images part that only share their
-    class. Each of the two alone takes similar images for the same one in some backbones. All pairs are compared.
+    Rows are near duplicates if their cosine exceeds the threshold both as standardised and as PCA-whitened vectors.
+    Whitening separates images that only share their class; with some backbones, each criterion alone also matches
+    images that are merely similar. All pairs are compared.
 
     Parameters
     ----------
     X : ndarray of shape (n, d)
-        Vectors; with fewer than `MIN_COLUMNS` columns nothing is found.
+        Vectors; with fewer than `MIN_COLUMNS` columns no pair is found.
     threshold : float
-        Least cosine of both kinds.
+        Minimum of both cosines.
 
     Returns
     -------
@@ -58,7 +58,7 @@ def near_duplicates(X: NDArray[np.floating], threshold: float = NEAR) -> Pairs:
     spread = whitened.std(axis=0)
     whitened = unit_rows(np.asarray(whitened / np.where(spread > 0, spread, np.inf), np.float32))
     found = []
-    for start in range(0, n, _BLOCK):  # the short vectors first: few pairs are left for the long ones
+    for start in range(0, n, _BLOCK):  # whitened vectors first: they are short, and leave few pairs for the long ones
         rows, others = np.nonzero(whitened[start : start + _BLOCK] @ whitened[start:].T >= threshold)
         rows, others = rows[others > rows] + start, others[others > rows] + start
         for part in np.array_split(np.arange(len(rows)), len(rows) // _BLOCK + 1):
@@ -72,7 +72,7 @@ def near_duplicates(X: NDArray[np.floating], threshold: float = NEAR) -> Pairs:
 
 
 def equal(keys: Iterable[Hashable]) -> Pairs:
-    """Pair every row with the first one that has the same key; empty keys are like no other.
+    """Pair every row with the first row that has the same key; rows with an empty key are in no pair.
 
     >>> equal(["a", "", "a", ""])[:2]
     (array([0]), array([2]))
@@ -84,7 +84,7 @@ def equal(keys: Iterable[Hashable]) -> Pairs:
 
 
 def join_pairs(n: int, *pairs: Pairs) -> NDArray[np.int64]:
-    """Give a number to each group that pairs tie together: shape (n,), -1 for a row in no pair.
+    """Return the number of each row's connected group, shape (n,); -1 for a row in no pair.
 
     >>> link = Pairs(np.array([0, 2]), np.array([2, 3]), np.ones(2, np.float32))
     >>> join_pairs(5, link).tolist()
@@ -97,14 +97,14 @@ def join_pairs(n: int, *pairs: Pairs) -> NDArray[np.int64]:
     second = np.concatenate([each.second for each in pairs])
     _, component = connected_components(coo_array((np.ones(len(first)), (first, second)), shape=(n, n)), directed=False)
     numbers = np.full(n, -1, np.int64)
-    tied = np.unique(np.concatenate([first, second]))
-    names = {int(each): number for number, each in enumerate(dict.fromkeys(component[tied].tolist()))}
-    numbers[tied] = [names[each] for each in component[tied].tolist()]
+    connected = np.unique(np.concatenate([first, second]))
+    names = {int(each): number for number, each in enumerate(dict.fromkeys(component[connected].tolist()))}
+    numbers[connected] = [names[each] for each in component[connected].tolist()]
     return numbers
 
 
 def join_groups(paths: Sequence[str], groups: Sequence[str], *pairs: Pairs) -> list[str]:
-    """Join groups of images that pairs tie together; what has no name yet takes the first path.
+    """Join groups that pairs connect; a group without a name is named after its first path.
 
     >>> join_groups(["b", "a", "c", "d"], ["", "", "", "rex"], Pairs(np.array([0]), np.array([1]), np.ones(1)))
     ['a', 'a', '', 'rex']

@@ -1,4 +1,4 @@
-"""`Encoder`: a recipe made runnable, and the table of engines that can do it."""
+"""`Encoder`: the network of a recipe, ready to run, and the table of engines that provide one."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +13,13 @@ from pipeline.features.recipe import VERSIONS, Recipe
 from pipeline.wording import closest
 
 AUTO = "auto"
-# Images of 224 pixels per batch; measured with scripts/benchmark.py, more gains no speed on a processor.
+# Images of 224 pixels per batch: larger batches are not faster on a CPU (scripts/benchmark.py).
 _BATCH = {"keras": 32, "openvino": 64}
-_MOST = 1024
+_MAX_BATCH = 1024
 
 
 class Encoder(Protocol):
-    """A recipe made runnable: pixels in, vectors out.
+    """The network of a recipe: pixels in, vectors out.
 
     Attributes
     ----------
@@ -32,7 +32,7 @@ class Encoder(Protocol):
     dim : int
         Length of a vector.
     batch_size : int
-        Rows per forward pass.
+        Images per forward pass.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Encoder(Protocol):
     batch_size: int
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Turn uint8 (n, size, size, 3) into float32 (n, dim); batch, order and neighbours do not matter."""
+        """Return vectors, float32 (n, dim), of pixels, uint8 (n, size, size, 3); rows do not depend on each other."""
         ...
 
 
@@ -62,21 +62,21 @@ ENGINES: dict[str, Callable[[Recipe, int], Encoder]] = {"keras": _keras, "openvi
 
 
 def choose_engine() -> str:
-    """Return the engine that ``auto`` stands for: ``keras`` where there is an NVIDIA GPU, else ``openvino``."""
+    """Return the engine that ``auto`` selects: ``keras`` if there is an NVIDIA GPU, else ``openvino``."""
     return "keras" if any(Path("/dev").glob("nvidia[0-9]*")) else "openvino"
 
 
 def make_encoder(recipe: Recipe, speed: Speed = Speed()) -> Encoder:
-    """Make a recipe runnable.
+    """Build the network of a recipe.
 
     Raises
     ------
     UsageError
-        If there is no such engine, or the batch size is below 1.
+        If the engine is unknown, or the batch size is below 1 or needs too much memory.
     EngineError
-        If the recipe was made by code that computes pixels or vectors in another way.
+        If the recipe belongs to a version of this package that computes pixels or vectors differently.
     WeightsError
-        If the weights are absent, changed, or do not fit.
+        If the weights are missing, have changed, or do not fit.
 
     Examples
     --------
@@ -90,10 +90,10 @@ def make_encoder(recipe: Recipe, speed: Speed = Speed()) -> Encoder:
     if dict(recipe.versions) != VERSIONS:
         raise EngineError(
             f"these vectors were made with versions {dict(recipe.versions)} of the pixel and vector code, this package"
-            f" has {VERSIONS}; install the old twostage-features or extract anew with --overwrite"
+            f" has {VERSIONS}; install the old twostage-features or extract again with --overwrite"
         )
     engine = choose_engine() if speed.engine == AUTO else speed.engine
-    most = max(1, _MOST * 224**2 // recipe.size**2)
+    most = max(1, _MAX_BATCH * 224**2 // recipe.size**2)
     if speed.batch_size and speed.batch_size > most:
         raise UsageError(f"batch size {speed.batch_size} needs too much memory at {recipe.size} px; give 1 to {most}")
     batch_size = speed.batch_size or max(1, min(_BATCH[engine], _BATCH[engine] * 224**2 // recipe.size**2))

@@ -1,8 +1,8 @@
-"""Stage 1: a manifest of images to a feature store, resumed where it was killed, only what is new.
+"""Stage 1: a manifest of images to a feature store; incremental, and resumed after an interruption.
 
-Decoding runs ahead of the convnet in threads; vectors are committed in parts; the finished file
-replaces the old one in one rename. Memory holds one part and a few batches, never all vectors, and of each image
-its path and some numbers in arrays (`pipeline.images.texts`), about 200 bytes.
+Images are decoded ahead of the network; vectors are committed in parts; the finished file replaces the old one in
+one rename. Memory holds one part and a few batches, never all vectors, and about 200 bytes per image for its path
+and some numbers (`pipeline.images.texts`).
 """
 
 import math
@@ -30,15 +30,15 @@ from pipeline.options import accepts_fields
 from pipeline.parallel import Progress
 from pipeline.wording import count_of
 
-PART_SECONDS = 20.0  # a killed run loses at most what came in since the last part
+PART_SECONDS = 20.0  # a killed run loses at most the vectors since the last part
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What one extraction did: counts of images, and seconds.
+    """Result of an extraction: counts of images, and seconds.
 
-    ``images == stored + skipped`` always; `extracted` and `reused` add up to `stored`, `dropped` were
-    in the old file and are gone from the input.
+    ``images == stored + skipped`` and ``stored == extracted + reused``; `dropped` images were in the old file and
+    are no longer in the input.
     """
 
     images: int
@@ -64,9 +64,9 @@ def extract(
     speed: Speed = Speed(),
     progress: Progress | None = None,
 ) -> FeatureStore:
-    """Send every image through a truncated convnet once and cache the vectors.
+    """Send every image through a truncated network once and cache the vectors.
 
-    Run again, it does only what is new or changed, and finishes a run that was killed.
+    A second run encodes only new and changed images, and finishes a run that was interrupted.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def extract(
     speed : Speed
         engine, batch_size, workers.
     progress : callable (done, total) or None
-        Called now and then while images go through.
+        Called after each image.
 
     Returns
     -------
@@ -97,11 +97,11 @@ def extract(
     UsageError, ManifestError, WeightsError, EngineError
         If the options, the images or the weights cannot be used.
     RecipeMismatchError
-        If `out` was made with another recipe and `overwrite` is off.
+        If `out` was made with another recipe and `overwrite` is False.
     LockedError
         If another process is writing `out`.
     IntegrityError, StoreError
-        If `out` is damaged, or cannot be written.
+        If `out` is damaged or cannot be written.
 
     Examples
     --------
@@ -131,9 +131,9 @@ def fill_store(
     storage: Storage = Storage(),
     progress: Progress | None = None,
 ) -> FeatureStore:
-    """Do what `extract` does, for a recipe and an encoder of any kind.
+    """Do what `extract` does with a given recipe and encoder.
 
-    `make_encoder` is called only when an image must go through the network.
+    `make_encoder` is called only if an image must be encoded.
     """
     storage.check()
     if not len(manifest):
@@ -155,7 +155,7 @@ def fill_store(
             written = _assemble(plan, parts, target, storage.dtype)
             store = None if written else parts.release()
             dropped = plan.dropped
-            del plan  # before the file that was written is opened
+            del plan  # frees memory before the written file is opened
         finally:
             parts.close()
         parts.remove()
@@ -219,7 +219,7 @@ def _check_same_images(plan: Plan, target: Path) -> None:
     if plan.dropped and plan.dropped == plan.old:
         raise UsageError(
             f"none of the {count_of(plan.old, 'image')} in {target} is in {plan.manifest.root}, so all its vectors"
-            " would go; check the folder, choose another --out or give --overwrite"
+            " would be deleted; check the folder, choose another --out or give --overwrite"
         )
 
 
@@ -236,9 +236,9 @@ class PartWriter:
         self._since = time.monotonic()
 
     def make_encoders(self) -> list[Encoder]:
-        """Make the encoder, and check that it fits the parts that are there."""
+        """Make the encoder and check that stored rows match it."""
         self.encoder = self._make_encoder()
-        self.parts.settle(self.encoder)
+        self.parts.use(self.encoder)
         self._since = time.monotonic()
         return [self.encoder]
 
@@ -255,7 +255,7 @@ class PartWriter:
             self.commit()
 
     def commit(self) -> None:
-        """Write the vectors in hand as the next part."""
+        """Write the collected vectors as the next part."""
         if not self._rows:
             return
         paths = self.plan.manifest.paths
@@ -285,7 +285,7 @@ def _versions(engine: str) -> dict[str, str]:
 
 
 def _assemble(plan: Plan, parts: Parts, target: Path, dtype: str) -> bool:
-    """Write the finished file from its sources, in the manifest's order; return False if it is as it should be."""
+    """Write the finished file in the manifest's order; return False if it is already up to date."""
     manifest = plan.manifest
     if missing := len(plan.todo()):
         raise AssertionError(f"{missing} images are unaccounted for")
@@ -322,10 +322,10 @@ def _assemble(plan: Plan, parts: Parts, target: Path, dtype: str) -> bool:
 
 
 def _digests(plan: Plan, parts: Parts, images: NDArray[np.int64], step: int) -> NDArray[np.uint8]:
-    """Return the digests of the rows of some images, shape (n, 32)."""
+    """Return the digests of some images, shape (n, 32)."""
     finished = parts.finished if len(parts.sources) == 1 else None
     if finished and np.array_equal(plan.rows[images], np.arange(len(finished))):
-        return finished.index.digests  # all rows are where they were
+        return finished.index.digests  # all rows are in their old places
     digests = np.empty((len(images), 32), np.uint8)
     blocks = _gather(plan, parts, images, step, lambda store, rows: store.index.digests[rows])
     for start, block in zip(range(0, len(images), step), blocks, strict=True):
@@ -340,7 +340,7 @@ def _gather(
     step: int,
     read: Callable[[FeatureStore, NDArray[np.integer]], NDArray[Any]],
 ) -> Iterator[NDArray[Any]]:
-    """Read something of each image from where it is stored, in blocks of `step` images."""
+    """Yield what `read` returns for the stored rows of some images, in blocks of `step` images."""
     for start in range(0, len(images), step):
         block = images[start : start + step]
         sources, rows = plan.sources[block], plan.rows[block]

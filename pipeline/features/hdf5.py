@@ -1,8 +1,8 @@
-"""HDF5 that survives accidents: checksummed datasets, strings of fixed length, errors in words, hostile files refused.
+"""HDF5 files with checksums on everything, plain error messages, and checks against hostile files.
 
-The only user of h5py. Every dataset carries Fletcher-32 checksums (and zlib's, because to Fletcher-32 zeros and ones
-are the same), every string has a fixed length (variable-length ones live in a heap without checksums), and
-``libver="latest"`` gives the metadata checksums too, so that a flipped bit is an error instead of a wrong value.
+The only module that uses h5py. Every dataset has Fletcher-32 checksums (and zlib's, because Fletcher-32 cannot
+distinguish 0x0000 from 0xFFFF), every string has a fixed length (variable-length ones are stored in a heap without
+checksums), and ``libver="latest"`` adds checksums to the metadata. A flipped bit is an error, never a wrong value.
 """
 
 import contextlib
@@ -22,15 +22,15 @@ from pipeline.images.texts import Texts
 File = h5py.File
 Dataset = h5py.Dataset
 _CHUNK_BYTES = 256 << 10
-_BLOCK_BYTES = 4 << 20  # of texts at fixed length, at a time
-_MAX_DEFLATE = 1100  # zlib cannot expand further; more is a forged shape
+_BLOCK_BYTES = 4 << 20  # of fixed-length texts read or written at once
+_MAX_DEFLATE = 1100  # largest ratio that zlib can reach; more means a forged shape
 
 T = TypeVar("T")
 
 
 def open_file(path: Path) -> h5py.File:
     """Open a file for reading, without a lock."""
-    # A look with Python's own open first: HDF5's messages hide the plain reasons.
+    # Python's own open fails with a clearer message than HDF5 does.
     with path.open("rb"):
         pass
     return h5py.File(path, "r", locking=False)
@@ -38,7 +38,7 @@ def open_file(path: Path) -> h5py.File:
 
 @contextlib.contextmanager
 def guard(path: Path) -> Iterator[None]:
-    """Turn whatever a missing or damaged file raises into this package's errors."""
+    """Turn any error caused by a missing or damaged file into one of this package's errors."""
     try:
         yield
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
@@ -48,41 +48,41 @@ def guard(path: Path) -> Iterator[None]:
     except (IntegrityError, StoreError) as error:
         raise type(error)(f"{path}: {error}") from error
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        advice = "extract anew with --overwrite" if is_replaceable(path) else "choose another --out"
+        advice = "extract again with --overwrite" if is_replaceable(path) else "choose another --out"
         raise IntegrityError(
-            f"{path} is damaged or no feature file ({type(error).__name__}: {' '.join(str(error).split())[:160]});"
+            f"{path} is damaged or not a feature file ({type(error).__name__}: {' '.join(str(error).split())[:160]});"
             f" restore it from a copy or {advice}"
         ) from error
 
 
 def is_replaceable(path: Path) -> bool:
-    """Say whether --overwrite may replace a file: one that begins as HDF5 files do, damaged or not, or has no bytes."""
+    """Return whether --overwrite may replace a file: it starts like an HDF5 file, damaged or not, or is empty."""
     with path.open("rb") as file:
         return file.read(8) in (b"\x89HDF\r\n\x1a\n", b"")
 
 
-def marked(content: bytes, word: str) -> bytes:
-    """Return an HDF5 file of whatever kind with a word in it, beside what it holds."""
+def tagged(content: bytes, tag: str) -> bytes:
+    """Return the bytes of an HDF5 file with a tag added as an attribute."""
     image = io.BytesIO(content)
     with h5py.File(image, "r+") as file:
-        file.attrs[f"twostage_{word}"] = True
+        file.attrs[f"twostage_{tag}"] = True
     return image.getvalue()
 
 
-def is_marked(path: Path, word: str) -> bool:
-    """Say whether `marked` left a word in a file; a file that is no HDF5 has none."""
+def has_tag(path: Path, tag: str) -> bool:
+    """Return whether a file has a tag of `tagged`; False for a file that is not HDF5."""
     try:
         with h5py.File(path, "r") as file:
-            return f"twostage_{word}" in file.attrs
+            return f"twostage_{tag}" in file.attrs
     except OSError:
         return False
 
 
 class Shield:
-    """The file that HDF5 writes through; HDF5 never learns of an error, such as a full disk.
+    """A file object that hides write errors, such as a full disk, from HDF5.
 
-    It would not survive it: an error while HDF5 closes a file can end the whole process. So the first
-    error is kept, and whatever is written after it goes nowhere.
+    An error while HDF5 closes a file can crash the process. So the first error is kept in `error`, and everything
+    written after it is discarded.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -91,16 +91,16 @@ class Shield:
         self._at = self._end = 0
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go to a place in the file."""
+        """Move to a position in the file."""
         self._at = offset if whence == os.SEEK_SET else self._end + offset
         return self._at
 
     def tell(self) -> int:
-        """Return the place in the file."""
+        """Return the position in the file."""
         return self._at
 
     def write(self, data: bytes) -> int:
-        """Write, unless there was an error; say that it was written."""
+        """Write, unless there was an error; always report success."""
         self._do(lambda: self._file.write(data))
         self._at += len(data)
         self._end = max(self._end, self._at)
@@ -122,8 +122,8 @@ class Shield:
         """Flush, unless there was an error."""
         self._do(self._file.flush)
 
-    def while_sound(self, blocks: Iterable[T]) -> Iterator[T]:
-        """Yield from `blocks`, and raise the error as soon as there is one."""
+    def until_error(self, blocks: Iterable[T]) -> Iterator[T]:
+        """Yield from `blocks`; raise the first write error as soon as it occurred."""
         for block in blocks:
             yield block
             if self.error:
@@ -134,13 +134,13 @@ class Shield:
             try:
                 self._file.seek(self._at)
                 work()
-            except Exception as error:  # noqa: BLE001 - none may get into HDF5
+            except Exception as error:  # noqa: BLE001 - none may reach HDF5
                 self.error = error
 
 
 def new_file(raw: BinaryIO | Shield) -> h5py.File:
-    """Begin a feature file in a file object; nothing in it depends on when it is made."""
-    # Through the low-level interface, which alone can leave out the times that would make every file differ.
+    """Create an HDF5 file in a file object; equal content gives equal bytes."""
+    # Only the low-level interface can leave out time stamps.
     creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
     creation.set_obj_track_times(False)
     access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
@@ -154,7 +154,7 @@ def new_file(raw: BinaryIO | Shield) -> h5py.File:
 
 
 def create(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any, level: int = 1) -> h5py.Dataset:
-    """Make a chunked dataset with checksums, compressed by zlib at a level from 0 (only wrapped) to 9."""
+    """Create a chunked dataset with checksums, compressed by zlib at a level from 0 (stored) to 9."""
     row_bytes = max(1, np.dtype(dtype).itemsize * int(np.prod(shape[1:])))
     chunk = (max(1, min(shape[0], _CHUNK_BYTES // row_bytes)), *shape[1:])
     return file.create_dataset(
@@ -170,7 +170,7 @@ def create(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any, level
 
 
 def write_strings(file: h5py.File, name: str, texts: Texts) -> None:
-    """Write texts as a dataset of fixed-length UTF-8."""
+    """Write texts as a dataset of fixed-length UTF-8 strings."""
     length = int(texts.lengths().max(initial=1))
     dataset = create(file, name, (len(texts),), h5py.string_dtype("utf-8", length))
     raws = texts.raws()
@@ -179,7 +179,7 @@ def write_strings(file: h5py.File, name: str, texts: Texts) -> None:
 
 
 def write_attribute(file: h5py.File, name: str, text: str) -> None:
-    """Write a text of fixed length."""
+    """Write a text as a fixed-length attribute."""
     encoded = np.bytes_(texts.encode(text))
     file.attrs.create(name, encoded, dtype=h5py.string_dtype("utf-8", max(1, len(encoded))))
 
@@ -191,18 +191,18 @@ def read_strings(file: h5py.File, name: str) -> Texts:
 
 
 def _blocks(dataset: h5py.Dataset) -> Iterator[slice]:
-    """Cut a dataset along its chunks: all of it at fixed length would take as much for each text as for the longest."""
+    """Yield slices along the chunks, as a whole dataset needs the memory of the longest text for each text."""
     step = dataset.chunks[0] * max(1, _BLOCK_BYTES // (dataset.chunks[0] * max(1, dataset.dtype.itemsize)))
     return (slice(start, min(start + step, len(dataset))) for start in range(0, len(dataset), step))
 
 
 def plain_dataset(file: h5py.File, name: str, kinds: str, rank: int) -> h5py.Dataset:
-    """Return a dataset whose bytes lie in this very file and are checksummed; refuse any other kind."""
+    """Return a dataset that is stored in this file with checksums; raise IntegrityError for any other."""
     node: Any = file
     for step in name.split("/"):
         link = node.get(step, getlink=True)
         if not isinstance(link, h5py.HardLink):
-            raise IntegrityError(f"dataset {name!r} is {'missing' if link is None else 'a link out of the file'}")
+            raise IntegrityError(f"dataset {name!r} is {'missing' if link is None else 'a link to another place'}")
         node = node[step]
     if not isinstance(node, h5py.Dataset) or node.is_virtual or node.external or not node.chunks:
         raise IntegrityError(f"{name!r} is not a chunked dataset stored in this file")
@@ -214,10 +214,10 @@ def plain_dataset(file: h5py.File, name: str, kinds: str, rank: int) -> h5py.Dat
         raise IntegrityError(f"dataset {name!r} has no checksums")
     stored = node.id.get_storage_size()
     if node.nbytes > stored * (_MAX_DEFLATE if node.compression else 1):
-        raise IntegrityError(f"dataset {name!r} claims {node.nbytes} bytes and holds {stored}")
+        raise IntegrityError(f"dataset {name!r} claims {node.nbytes} bytes but stores {stored}")
     return node
 
 
 def decode(raw: Any) -> str:
-    """Return the text of an attribute, however h5py gives it."""
+    """Return the text of an attribute, which h5py returns as str or bytes."""
     return raw if isinstance(raw, str) else texts.decode(bytes(raw))

@@ -1,4 +1,4 @@
-"""Engine ``keras``: a recipe as one Keras model from uint8 pixels to joined vectors, traced once."""
+"""Engine ``keras``: one Keras model from uint8 pixels to the vectors of a recipe, traced once."""
 
 import contextlib
 import dataclasses
@@ -35,10 +35,10 @@ class KerasEncoder:
     Parameters
     ----------
     recipe : Recipe
-        What to compute; random weights are made here.
+        Random weights are made here.
     batch_size : int
-        Rows per forward pass. Short batches are filled up, so that there is one trace and one shape,
-        and a row's vector does not depend on its neighbours.
+        Images per forward pass. Short batches are padded, so that there is one trace and one shape,
+        and a vector does not depend on the other images of its batch.
 
     Attributes
     ----------
@@ -52,11 +52,11 @@ class KerasEncoder:
     Raises
     ------
     EngineError
-        If the recipe asks for less than float32 and there is no GPU.
+        If the recipe needs less than float32 precision and there is no GPU.
     WeightsError
-        If the weights are absent, changed since the recipe was made, or do not fit the backbone.
+        If the weights are missing, have changed since the recipe was made, or do not fit the backbone.
     UsageError
-        If a layer or the size does not exist in this network.
+        If the network has no such layer or does not accept the size.
 
     Examples
     --------
@@ -72,7 +72,7 @@ class KerasEncoder:
         gpu = has_gpu()
         if recipe.precision != "float32" and not gpu:
             raise EngineError(
-                f"engine keras computes {recipe.precision} on a GPU only, and TensorFlow sees none; use --engine"
+                f"engine keras computes {recipe.precision} on a GPU only, and TensorFlow finds none; use --engine"
                 " openvino for bfloat16, or --precision float32"
             )
         self.model, self.recipe, self.segments = build_model(recipe)
@@ -81,12 +81,12 @@ class KerasEncoder:
         self._forward = _traced(self.model, recipe.size, compiled=gpu)
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Turn pixels into vectors.
+        """Return the vectors of images.
 
         Parameters
         ----------
         pixels : ndarray of uint8, shape (n, size, size, 3)
-            RGB. Never changed.
+            RGB. Not modified.
 
         Returns
         -------
@@ -101,7 +101,7 @@ class KerasEncoder:
 
 
 def has_gpu() -> bool:
-    """Say whether TensorFlow sees a GPU."""
+    """Return whether TensorFlow finds a GPU."""
     load_keras()
     import tensorflow as tf
 
@@ -115,13 +115,13 @@ def _traced(model: Any, size: int, *, compiled: bool) -> Any:
         lambda pixels: model(pixels, training=False),
         input_signature=[tf.TensorSpec((None, size, size, 3), tf.uint8)],
         autograph=False,
-        jit_compile=compiled,  # XLA, which pays on a GPU
+        jit_compile=compiled,  # XLA, which is faster on a GPU
     )
 
 
 @contextlib.contextmanager
-def _random_state_kept() -> Iterator[None]:
-    # Every layer that Keras builds draws a seed from Python's generator; the caller's stays as it was.
+def _keep_random_state() -> Iterator[None]:
+    # Every layer that Keras builds draws a seed from Python's generator; the caller's state must not change.
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         yield
@@ -130,7 +130,7 @@ def _random_state_kept() -> Iterator[None]:
         np.random.set_state(numpy)  # noqa: NPY002
 
 
-@_random_state_kept()
+@_keep_random_state()
 def build_model(recipe: Recipe, precision: str | None = None) -> tuple[Any, Recipe, dict[str, tuple[int, int]]]:
     """Build the truncated, preprocessed, pooled network of a recipe.
 
@@ -160,7 +160,7 @@ def build_model(recipe: Recipe, precision: str | None = None) -> tuple[Any, Reci
         recipe = _with_digest(backbone, recipe)
         inputs = keras.Input((recipe.size, recipe.size, 3), dtype="uint8", name="pixels")
         maps = _feature_maps(keras, backbone, recipe)(_preprocess(keras, inputs, recipe))
-    # Pooled and joined in float32 whatever the precision: a mean of bfloat16 numbers loses most of its digits.
+    # Always pooled in float32: a mean of bfloat16 numbers loses most of its digits.
     with _dtype_policy(keras, "float32"):
         vectors = [pool(keras, keras.ops.cast(each, "float32"), recipe.pooling) for each in maps]
         outputs = keras.layers.Concatenate()(vectors) if len(vectors) > 1 else vectors[0]
@@ -171,9 +171,9 @@ def build_model(recipe: Recipe, precision: str | None = None) -> tuple[Any, Reci
     return model, recipe, segments
 
 
-@_random_state_kept()
+@_keep_random_state()
 def load_backbone(recipe: Recipe) -> Any:
-    """Return the network of a recipe as Keras has it: from preprocessed pixels to its last feature map.
+    """Return the Keras model of a recipe's backbone: from preprocessed pixels to its last feature map.
 
     Raises
     ------
@@ -210,10 +210,10 @@ def preprocess(keras: Any, pixels: Any, convention: str) -> Any:
 
 
 def layer_names(model: Any) -> dict[str, str]:
-    """Map the names that layers have in a fresh process to those they have in this one.
+    """Map the names that layers have in a new process to their names in this process.
 
-    Keras numbers unnamed layers through the whole process, so that ``activation_3`` of the second
-    model built is ``activation_97``; a recipe needs names that mean the same everywhere.
+    Keras numbers unnamed layers across the whole process, so ``activation_3`` of the second model may be called
+    ``activation_97``; a recipe needs names that are the same in every process.
     """
     numbered = [(layer.name, _automatic_name(layer)) for layer in model.layers]
     first: dict[str, int] = {}
@@ -253,17 +253,17 @@ def _build_row(keras: Any, recipe: Recipe) -> Any:
     assert row is not None
     constructor = getattr(keras.applications, row.constructor)
     width = {} if row.alpha is None else {"alpha": row.alpha}
-    # ConvNeXt normalises after pooling, so there the pooling must be Keras' own.
+    # ConvNeXt normalises after pooling, so Keras must do the pooling.
     pooled_by_keras = row.constructor.startswith("ConvNeXt") and recipe.layers == (LAST,)
     pooling = recipe.pooling if pooled_by_keras and recipe.pooling != "flatten" else None
     shape = (recipe.size, recipe.size, 3)
     arguments = {"weights": None, "include_top": False, "input_shape": shape, "pooling": pooling, **width}
     if recipe.weights.startswith("random:"):
-        random.seed(int(recipe.weights.removeprefix("random:")))  # where Keras' initialisers draw their seeds
+        random.seed(int(recipe.weights.removeprefix("random:")))  # Keras' initialisers draw their seeds from it
         return constructor(**arguments)
     path = _weights_file(row, recipe)
     with warnings.catch_warnings():
-        # MobileNets say that other sizes than their own start from the weights of 224; so does the README.
+        # MobileNets warn that other sizes start from the weights of 224 pixels, which is documented.
         warnings.filterwarnings("ignore", message="`input_shape` is undefined or non-square", category=UserWarning)
         model = constructor(**arguments)
     try:
@@ -271,7 +271,7 @@ def _build_row(keras: Any, recipe: Recipe) -> Any:
     except Exception as error:
         raise WeightsError(
             f"{path} does not fit {row.name} without its classifier"
-            f" ({_first_line(error)}); name the weights of this very backbone (a 'notop' file)"
+            f" ({_first_line(error)}); name a 'notop' weights file of this backbone"
         ) from error
     if row.constructor.startswith("EfficientNetB") and recipe.weights == IMAGENET:
         _rescale_like_imagenet(model)
@@ -279,8 +279,8 @@ def _build_row(keras: Any, recipe: Recipe) -> Any:
 
 
 def _rescale_like_imagenet(model: Any) -> None:
-    # With weights="imagenet" alone Keras adds a division by sqrt(std) behind the normalisation
-    # (github.com/tensorflow/tensorflow/issues/49930); here its variance takes it in.
+    # Only with weights="imagenet", Keras adds a division by sqrt(std) after the normalisation
+    # (github.com/tensorflow/tensorflow/issues/49930); here it is made part of the variance.
     norm = next(layer for layer in model.layers if type(layer).__name__ == "Normalization")
     mean, variance, count = norm.get_weights()
     norm.set_weights([mean, variance * np.asarray(TORCH_STD_RGB, variance.dtype), count])
@@ -308,7 +308,7 @@ def _load_custom(keras: Any, recipe: Recipe) -> Any:
     shape = tuple(model.input_shape) if isinstance(model.input_shape, tuple) else ()
     if len(shape) != 4 or shape[-1] != 3 or any(side not in (None, recipe.size) for side in shape[1:3]):
         raise UsageError(
-            f"{path.name} takes inputs of shape {model.input_shape}, expected (None, {recipe.size}, {recipe.size}, 3);"
+            f"{path.name} has inputs of shape {model.input_shape}, expected (None, {recipe.size}, {recipe.size}, 3);"
             " change --size"
         )
     return model
@@ -325,7 +325,7 @@ def _with_digest(backbone: Any, recipe: Recipe) -> Recipe:
     if recipe.weights_sha256 not in ("", made):
         raise WeightsError(
             f"{recipe.weights} gives other weights with these versions of Keras and TensorFlow than when the"
-            " vectors were made; install the old versions or extract anew with --overwrite"
+            " vectors were made; install the old versions or extract again with --overwrite"
         )
     return dataclasses.replace(recipe, weights_sha256=made)
 
@@ -352,7 +352,7 @@ def _feature_maps(keras: Any, backbone: Any, recipe: Recipe) -> Any:
 
 
 def pool(keras: Any, feature_map: Any, pooling: str) -> Any:
-    """Turn a feature map (n, h, w, c) into vectors (n, d); what is no map stays as it is."""
+    """Pool a feature map (n, h, w, c) into vectors (n, d); vectors are returned unchanged."""
     rank = len(feature_map.shape)
     if rank == 2:
         return feature_map

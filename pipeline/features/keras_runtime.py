@@ -1,4 +1,4 @@
-"""The one place that imports Keras, so that its environment is the same everywhere."""
+"""The only module that imports Keras, always in the same environment."""
 
 import contextlib
 import os
@@ -15,13 +15,13 @@ from pipeline.errors import EngineError
 
 
 def load_keras() -> ModuleType:
-    """Import Keras on TensorFlow, quietly, and return the module.
+    """Import Keras with the TensorFlow backend, without its notices, and return the module.
 
     Raises
     ------
     EngineError
-        If Keras runs on another backend than TensorFlow or puts channels first: vectors and
-        heads made here are defined for TensorFlow and channels last.
+        If Keras uses another backend than TensorFlow or channels first: vectors and heads are defined for
+        TensorFlow and channels last.
 
     Examples
     --------
@@ -49,22 +49,22 @@ def load_keras() -> ModuleType:
 
 @contextlib.contextmanager
 def quiet_import() -> Iterator[None]:
-    """Keep TensorFlow's notices to itself while it is imported; an error brings them back.
+    """Suppress TensorFlow's notices while it is imported; print them if the import fails.
 
-    Its C++ side writes them to descriptor 2 before any setting of its log level counts.
+    Its C++ code writes them to descriptor 2 before the log level takes effect.
     """
     if "tensorflow" in sys.modules:
         yield
         return
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as swallowed:
+    with tempfile.TemporaryFile() as notices:
         stderr = os.dup(2)
-        os.dup2(swallowed.fileno(), 2)
+        os.dup2(notices.fileno(), 2)
         try:
             yield
         except BaseException:
-            swallowed.seek(0)
-            os.write(stderr, swallowed.read())
+            notices.seek(0)
+            os.write(stderr, notices.read())
             raise
         finally:
             os.dup2(stderr, 2)
@@ -72,10 +72,10 @@ def quiet_import() -> Iterator[None]:
 
 
 def weights_file(model: Any) -> bytes:
-    """Return what ``model.save_weights`` writes, as bytes.
+    """Return the file that ``model.save_weights`` would write, as bytes.
 
-    It is taken from a whole ``.keras`` archive, because Keras makes the HDF5 file in that in memory: the library
-    does not survive a full disk.
+    It is taken from a ``.keras`` archive, for which Keras builds the HDF5 file in memory: HDF5 itself can crash on a
+    full disk.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def weights_file(model: Any) -> bytes:
         If the folder for temporary files is full.
     """
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        # Keras 3.15 reads its variables in a way that NumPy 2 warns of.
+        # Keras 3.15 reads its variables in a way that NumPy 2 warns about.
         warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
         model.save(Path(folder) / "model.keras")
         with zipfile.ZipFile(Path(folder) / "model.keras") as archive:

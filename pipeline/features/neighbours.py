@@ -1,4 +1,4 @@
-"""Which vectors lie close to each other: exact search by cosine, block by block.
+"""Nearest neighbours by cosine similarity: exact search, block by block.
 
 >>> rows, cosines = nearest(np.array([1.0, 0.0]), [(0, np.array([[0.0, 1.0], [2.0, 0.0]]))], k=1)
 >>> rows.tolist(), cosines.tolist()
@@ -16,20 +16,20 @@ from pipeline.parallel import one_blas_thread
 def nearest(
     query: NDArray[np.floating], blocks: Iterable[tuple[int, NDArray[np.floating]]], k: int = 12
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Find the rows with the largest cosine to a vector; exact, in the memory of one block.
+    """Find the rows with the largest cosine similarity to a vector; needs the memory of one block.
 
     Parameters
     ----------
     query : ndarray of shape (d,)
     blocks : iterable of (int, ndarray of shape (rows, d))
-        The number of a block's first row and its vectors, as `FeatureStore.blocks` gives them.
+        The number of each block's first row, and its vectors.
     k : int
-        How many; fewer where there are fewer rows.
+        Number of rows to return, fewer if there are fewer.
 
     Returns
     -------
     rows : ndarray of int64, shape (k,)
-        Best first; of equals the earlier row.
+        The most similar first; equal ones in order.
     cosines : ndarray of float32, shape (k,)
 
     Examples
@@ -49,7 +49,7 @@ def nearest(
 
 
 def unit_rows(X: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scale rows to length 1; rows of zeros stay as they are."""
+    """Scale rows to length 1; rows of zeros are not changed."""
     return np.asarray(X / _lengths(X)[:, None], np.float32)
 
 
@@ -60,7 +60,7 @@ def _lengths(X: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def standardise(X: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Bring columns to mean 0 and variance 1, constant ones to 0.
+    """Scale columns to mean 0 and variance 1; constant columns become 0.
 
     Examples
     --------
@@ -75,7 +75,7 @@ def standardise(X: NDArray[np.floating]) -> NDArray[np.float32]:
 
 
 def principal_axes(Z: NDArray[np.float32], most: int) -> NDArray[np.float32]:
-    """Return the axes of largest variance, shape (d, at most `most`), each of length 1."""
+    """Return the principal axes of largest variance, shape (d, at most `most`), each of length 1."""
     from scipy.linalg import eigh
 
     d = Z.shape[1]

@@ -1,8 +1,7 @@
-"""Engine ``openvino``: the Keras network converted once, kept on disk, run without TensorFlow.
+"""Engine ``openvino``: the Keras network, converted once, cached on disk, and run without TensorFlow.
 
-The converted network holds everything from uint8 pixels to joined vectors. It lies in the user's
-cache folder under a key that covers the recipe and the versions, with digests that are checked
-before it is used.
+The converted network computes everything from uint8 pixels to vectors. It is stored in the user's cache folder under
+a key made from the recipe and the versions of the libraries, and its checksum is verified before it is used.
 """
 
 import contextlib
@@ -26,20 +25,19 @@ from pipeline.files import cache_folder
 
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 _FILES = ("model.xml", "model.bin")
-_REQUESTS = 16  # forward passes that one call is cut into: small ones stay in the processor's cache
+_REQUESTS = 16  # forward passes per batch: small ones fit into the CPU's cache
 
 
 class OpenVinoEncoder:
-    """A recipe run by OpenVINO on the processor.
+    """A recipe run by OpenVINO on the CPU.
 
     Parameters
     ----------
     recipe : Recipe
-        What to compute; its network is converted when the cache does not have it.
+        Its network is converted if it is not in the cache.
     batch_size : int
-        Images per call of `encode` that keep all cores busy; a forward pass takes a sixteenth.
-        Short ones are filled up, so that there is one shape, and a row's vector does not
-        depend on its neighbours.
+        Images per call of `encode`, divided into 16 forward passes. Short ones are padded, so that there is one
+        shape, and a vector does not depend on the other images of its batch.
 
     Attributes
     ----------
@@ -49,9 +47,9 @@ class OpenVinoEncoder:
     Raises
     ------
     EngineError
-        If the processor lacks the arithmetic that the recipe asks for.
+        If the CPU does not support the precision of the recipe.
     WeightsError
-        If the network must be converted, and its weights are absent or have changed.
+        If the network must be converted and its weights are missing or have changed.
 
     Examples
     --------
@@ -80,7 +78,7 @@ class OpenVinoEncoder:
         self._queue.set_callback(self._store)
 
     def encode(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Turn uint8 pixels (n, size, size, 3) into float32 vectors (n, dim)."""
+        """Return the vectors, float32 (n, dim), of pixels, uint8 (n, size, size, 3)."""
         check_pixels(pixels, self.recipe.size)
         vectors = np.empty((len(pixels), self.dim), np.float32)
         for start in range(0, len(pixels), self._rows):
@@ -96,7 +94,7 @@ class OpenVinoEncoder:
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A converted network in memory, checked against its digests."""
+    """A converted network in memory, with a verified checksum."""
 
     recipe: Recipe
     segments: dict[str, tuple[int, int]]
@@ -105,24 +103,24 @@ class Network:
 
 
 def cached_network(recipe: Recipe) -> Network:
-    """Return the converted network of a recipe; convert it when the cache lacks it or holds it damaged.
+    """Return the converted network of a recipe; convert it if it is missing or damaged in the cache.
 
     Raises
     ------
     WeightsError
-        If it must be converted, and the weights are absent or have changed.
+        If it must be converted and the weights are missing or have changed.
     """
     folder = cache_folder() / "networks" / _key(recipe)
     network = _read(folder)
     if network is None:
         converted = _convert(recipe)
-        _keep(converted, folder)
+        _write(converted, folder)
         return converted
     return network
 
 
 def _key(recipe: Recipe) -> str:
-    """SHA-256 over everything that the converted network depends on."""
+    """Return the SHA-256 of everything that the converted network depends on."""
     identity = {
         name: value for name, value in recipe.identity().items() if name not in ("resize", "precision", "views")
     }
@@ -131,7 +129,7 @@ def _key(recipe: Recipe) -> str:
 
 
 def _read(folder: Path) -> Network | None:
-    """Return the network kept in a folder, None if any byte of it is not what was written."""
+    """Return the network in a folder, None if it is missing or damaged."""
     try:
         description = json.loads((folder / "network.json").read_bytes())
         xml, weights = ((folder / name).read_bytes() for name in _FILES)
@@ -156,7 +154,7 @@ def _convert(recipe: Recipe) -> Network:
 
     from pipeline.features.keras_engine import build_model
 
-    # The precision is chosen when the network is compiled; what is kept is always float32.
+    # The precision is chosen when the network is compiled; it is stored in float32.
     model, made, segments = build_model(recipe, precision="float32")
     with tempfile.TemporaryDirectory() as folder, _quiet():
         converted = openvino.convert_model(model, input=[openvino.PartialShape([-1, recipe.size, recipe.size, 3])])
@@ -170,13 +168,13 @@ def _quiet() -> Iterator[None]:
     import warnings
 
     with warnings.catch_warnings():
-        # Keras says so of any tensor that is not passed under the name of its input.
+        # Keras warns about any tensor that is not passed by the name of its input.
         warnings.filterwarnings("ignore", message="The structure of `inputs`", category=UserWarning)
         yield
 
 
-def _keep(network: Network, folder: Path) -> None:
-    """Write a network beside its place and rename it there; a cache that cannot be written is no error."""
+def _write(network: Network, folder: Path) -> None:
+    """Write a network to a temporary folder and rename it; a cache that cannot be written is not an error."""
     description: dict[str, Any] = {"recipe": network.recipe.to_json(), "segments": network.segments}
     description = json.loads(json.dumps(description))
     description["digest"] = _digest(description, network.xml, network.weights)
@@ -199,6 +197,6 @@ def _check_precision(core: Any, precision: str) -> None:
         raise EngineError(f"engine openvino does not compute {precision}; use --precision {' or '.join(PRECISIONS)}")
     if precision == "bfloat16" and "BF16" not in capabilities:
         raise EngineError(
-            f"this processor computes {', '.join(capabilities)}, not BF16; use --precision float32 (vectors of the"
-            " two precisions do not mix)"
+            f"this CPU supports {', '.join(capabilities)}, not BF16; use --precision float32 (vectors of the"
+            " two precisions cannot be mixed)"
         )

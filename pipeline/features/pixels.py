@@ -1,4 +1,4 @@
-"""What an encoder takes."""
+"""The pixels that an encoder accepts."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,6 @@ def check_pixels(pixels: NDArray[np.uint8], size: int) -> None:
 
 
 def fill_up(batch: NDArray[np.uint8], rows: int) -> NDArray[np.uint8]:
-    """Return a batch of `rows` images, black ones added at the end; a full batch is returned as it is."""
+    """Pad a batch with black images to `rows` images."""
     missing = rows - len(batch)
     return np.pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0))) if missing else batch

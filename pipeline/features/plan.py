@@ -1,4 +1,4 @@
-"""What an extraction starts from: the rows that earlier runs left, and what is still to do."""
+"""The state of an extraction: rows of earlier runs, and images still to encode."""
 
 import contextlib
 import hashlib
@@ -23,12 +23,12 @@ from pipeline.images.decode import read_bytes
 from pipeline.images.manifest import Manifest
 from pipeline.images.texts import Positions, Texts
 
-# Reasons that may pass without the file's size or time changing.
+# Reasons that may disappear although size and time of the file stay the same.
 TRANSIENT = ("missing", "unreadable", "timeout", "crashed")
 
 
 class Found(NamedTuple):
-    """Where an image stands: stored in row `row` of source `source`, or skipped; as of `stamp`."""
+    """The state of an image: stored in row `row` of source `source`, or skipped for a reason; as of `stamp`."""
 
     stamp: tuple[int, int]
     source: int = -1
@@ -44,12 +44,12 @@ class Fresh(NamedTuple):
 
 
 class Parts:
-    """The sources that rows can come from: the finished file (if any), then the parts of a run.
+    """The sources of rows: the finished file (if any), then the parts of a run.
 
     Parameters
     ----------
     target : Path
-        The feature file; parts lie in the folder ``<target>.parts``.
+        The feature file; parts are in the folder ``<target>.parts``.
     recipe : Recipe
     storage : Storage
         With `overwrite`, what was made with another recipe is deleted instead of raising RecipeMismatchError.
@@ -69,8 +69,8 @@ class Parts:
     def _add(self, path: Path, storage: Storage, *, is_target: bool) -> None:
         if storage.overwrite and is_target:
             if not is_replaceable(path):
-                raise UsageError(f"{path} is no feature file, so it is not overwritten; choose another --out")
-            return  # sound or damaged, it stays in place until the new file is complete
+                raise UsageError(f"{path} is not a feature file, so it is not overwritten; choose another --out")
+            return  # it stays in place, even if damaged, until the new file is complete
         try:
             store = FeatureStore(path)
         except IntegrityError:
@@ -85,24 +85,24 @@ class Parts:
                     path.unlink()
                     return
                 raise RecipeMismatchError(
-                    f"{path} was made with {store.recipe}, asked for is {self.recipe}"
+                    f"{path} was made with {store.recipe}, this run needs {self.recipe}"
                     f" ({self.recipe.differences(store.recipe)}); choose another --out or give --overwrite"
                 )
             if is_target:
                 if store.dtype != storage.dtype:
                     raise RecipeMismatchError(
-                        f"{path} holds {store.dtype}, asked for is {storage.dtype}; choose another --out or give"
+                        f"{path} holds {store.dtype}, this run needs {storage.dtype}; choose another --out or give"
                         " --overwrite"
                     )
                 self.finished = store
-                closing.pop_all()  # it stays open
+                closing.pop_all()  # keep it open
             else:
                 self._number = int(path.stem.removeprefix("part-")) + 1
         self._made_with.setdefault(store.recipe.fingerprint, (path, store.recipe))
         self.sources.append(path)
 
-    def settle(self, encoder: Encoder) -> None:
-        """Adopt the encoder's recipe, whose random weights are known; refuse rows made with others."""
+    def use(self, encoder: Encoder) -> None:
+        """Take over the encoder's recipe, which has the digest of random weights; check that stored rows match."""
         self.recipe = encoder.recipe
         for path, recipe in self._made_with.values():
             if not self.recipe.same_as(recipe):
@@ -113,7 +113,7 @@ class Parts:
 
     @contextlib.contextmanager
     def opened(self, source: int) -> Iterator[FeatureStore]:
-        """Open a source for a while: there may be more parts than a process may have open files."""
+        """Open a source temporarily: there may be more parts than the limit of open files."""
         if source == 0 and self.finished is not None:
             yield self.finished
         else:
@@ -139,40 +139,40 @@ class Parts:
             write_part(path, index, vectors)
         finally:
             with contextlib.suppress(OSError):
-                self.folder.rmdir()  # goes only when it is empty: nothing could be written
+                self.folder.rmdir()  # succeeds only if it is empty because nothing could be written
         self._number += 1
         self.sources.append(path)
         return len(self.sources) - 1
 
     def release(self) -> FeatureStore | None:
-        """Hand the finished file over to the caller, open as it is."""
+        """Return the finished file, still open, and forget it."""
         store, self.finished = self.finished, None
         return store
 
     def close(self) -> None:
-        """Close the finished file and forget its index."""
+        """Close the finished file."""
         if (store := self.release()) is not None:
             store.close()
 
     def remove(self) -> None:
-        """Delete the parts, which the finished file now holds."""
+        """Delete the parts, which are now in the finished file."""
         if self.folder.exists():
             shutil.rmtree(self.folder)
 
 
 class Plan:
-    """Which image of a manifest is where: stored in a source, known to be bad, or still to do.
+    """The state of each image of a manifest: stored in a source, skipped, or still to encode.
 
     Attributes
     ----------
     stamps : ndarray of int64, shape (n, 2)
-        Size and mtime_ns of each image when it was last looked at.
+        Size and mtime_ns of each image when it was last checked.
     sources, rows : ndarray of int32, shape (n,)
-        The source and the row in it that hold the vector of each image; -1 while there is none.
+        Source and row of each image's vector; -1 while there is none.
     reasons : dict of int to str
-        Why an image is skipped.
+        Why an image is skipped, by image.
     old, dropped : int
-        Images of the finished file, and those of them that the manifest no longer has.
+        Number of images in the finished file, and of those that are no longer in the manifest.
     """
 
     def __init__(self, manifest: Manifest, parts: Parts) -> None:
@@ -185,16 +185,16 @@ class Plan:
         image_of = Positions(manifest.paths)
         for source in range(len(parts.sources)):
             with parts.opened(source) as store:
-                self._learn(source, store.index, image_of, is_old=bool(parts.finished) and source == 0)
+                self._add(source, store.index, image_of, is_old=bool(parts.finished) and source == 0)
         self.reasons = {image: reason for image, reason in self.reasons.items() if self.sources[image] < 0}
 
-    def _learn(self, source: int, index: Index, image_of: Positions, *, is_old: bool) -> None:
-        """Find the images that are as they were when a source was written; later sources win."""
+    def _add(self, source: int, index: Index, image_of: Positions, *, is_old: bool) -> None:
+        """Find the images that have not changed since a source was written; later sources take precedence."""
         images = image_of.find(index.paths)
-        as_then = images >= 0
+        unchanged = images >= 0
         for column in (0, 1):
-            as_then &= self.stamps[images, column] == index.sizes_mtimes[:, column]
-        rows = np.flatnonzero(as_then)
+            unchanged &= self.stamps[images, column] == index.sizes_mtimes[:, column]
+        rows = np.flatnonzero(unchanged)
         self.sources[images[rows]] = source
         self.rows[images[rows]] = rows
         skipped = image_of.find(Texts.of(each.path for each in index.skipped))
@@ -207,13 +207,13 @@ class Plan:
             self.dropped = int((images < 0).sum() + (skipped < 0).sum())
 
     def todo(self) -> NDArray[np.int64]:
-        """Return the images whose file is new or was touched."""
+        """Return the images whose file is new or has changed."""
         todo = self.sources < 0
         todo[list(self.reasons)] = False
         return np.flatnonzero(todo)
 
     def settle(self, image: int, found: Found) -> None:
-        """Note where an image stands."""
+        """Record the state of an image."""
         self.stamps[image] = found.stamp
         self.sources[image], self.rows[image] = found.source, found.row
         if found.reason:
@@ -221,7 +221,7 @@ class Plan:
 
 
 class Digests:
-    """Finds bytes among the stored rows, by the digests (n, 32) of each source."""
+    """Finds stored rows by the SHA-256 of the image; made from the digests (n, 32) of each source."""
 
     def __init__(self, sources: list[NDArray[np.uint8]]) -> None:
         self._starts = np.cumsum([0, *map(len, sources)])
@@ -230,7 +230,7 @@ class Digests:
         self._order = np.argsort(self._digests, kind="stable")
 
     def find(self, digest: bytes) -> tuple[int, int] | None:
-        """Return the source and the row of a digest, the last one of equals."""
+        """Return source and row of a digest, the last of equal ones; None if it is not stored."""
         wanted = np.frombuffer(digest, "S32")
         at = np.searchsorted(self._digests, wanted, "right", self._order) - 1
         if at[0] < 0 or self._digests[self._order[at]] != wanted:
@@ -241,7 +241,7 @@ class Digests:
 
 
 def examine(path: Path, known: Digests, decode: Callable[[bytes], Pixels]) -> Found | tuple[Fresh, Pixels]:
-    """Read a file; find its bytes among the stored rows, or decode it, or return why it cannot be decoded."""
+    """Read a file; find its content among the stored rows, decode it, or return why it cannot be decoded."""
     stamp = stamp_of(path)
     try:
         content = read_bytes(path)
@@ -254,12 +254,12 @@ def examine(path: Path, known: Digests, decode: Callable[[bytes], Pixels]) -> Fo
 
 
 def _stamps(root: Path, paths: Texts) -> NDArray[np.int64]:
-    """Return the stamp of each file of a folder, shape (n, 2)."""
+    """Return the stamp of each file, shape (n, 2)."""
     try:
-        # Files are found faster from here than with the whole way before each name.
+        # Relative to an open folder, files are found faster than by full paths.
         folder = os.open(root, getattr(os, "O_PATH", os.O_RDONLY))
     except OSError:
-        folder = -1  # nothing is in a folder that is not there; absolute paths need none
+        folder = -1  # the folder does not exist; absolute paths do not need it
     try:
         stamps = (stamp_of(path, folder) for path in paths)
         return np.fromiter(itertools.chain.from_iterable(stamps), np.int64, 2 * len(paths)).reshape(-1, 2)
@@ -269,7 +269,7 @@ def _stamps(root: Path, paths: Texts) -> NDArray[np.int64]:
 
 
 def stamp_of(path: str | os.PathLike[str], folder: int | None = None) -> tuple[int, int]:
-    """Return size in bytes and mtime in nanoseconds, (-1, -1) for a file that is not there."""
+    """Return size in bytes and mtime in nanoseconds, (-1, -1) if the file does not exist."""
     try:
         status = os.stat(path, dir_fd=folder)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""`Recipe`: everything that determines a vector, and nothing that only changes speed."""
+"""`Recipe`: everything that determines a vector, and nothing that changes only the speed."""
 
 import dataclasses
 import functools
@@ -22,13 +22,13 @@ from pipeline.images.views import ONE, PixelSpec, parse_views
 from pipeline.options import accepts_fields
 from pipeline.wording import closest
 
-LAST = "last"  # the name of the last feature map, whatever the network calls it
+LAST = "last"  # name of the last feature map, in every network
 POOLINGS = ("avg", "max", "flatten")
 PRECISIONS = ("float32", "bfloat16", "float16")
 CUSTOM = "keras-file"
 MAX_SIZE = 4096
 
-# Raised when a change to this package moves vectors.
+# Incremented when a change to this package changes vectors.
 VERSIONS = {"pixels": PIXELS_VERSION, "encoding": 1}
 
 
@@ -41,13 +41,13 @@ class Recipe:
     Parameters
     ----------
     backbone : str
-        A name of the table of backbones, or ``"keras-file"`` for a whole ``.keras`` model.
+        A name in `pipeline.features.backbones.BACKBONES`, or ``"keras-file"`` for a whole ``.keras`` model.
     weights : str
         ``"imagenet"``, ``"random:SEED"``, ``"file"``, or ``"tuned"`` for a file that fine-tuning made.
     weights_sha256 : str
-        Digest of the weights file; for random weights of the arrays, empty until they were made.
+        Digest of the weights file; of the arrays for random weights, empty until they are made.
     layers : tuple of str
-        Layers whose outputs are joined, ``"last"`` being the last feature map.
+        Layers whose outputs are concatenated; ``"last"`` is the last feature map.
     pooling : str
         ``"avg"``, ``"max"`` or ``"flatten"``.
     size : int
@@ -55,13 +55,13 @@ class Recipe:
     resize : str
         Resize policy: ``"squash"``, ``"crop"`` or ``"pad"``.
     precision : str
-        Arithmetic of the convnet: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+        Arithmetic of the network: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
     views : str
         Augmented versions of each image: ``"1"`` (none), ``"flip"``, ``"K"`` or ``"K:SEED"``.
     versions : mapping of str to int
-        Versions of the code that makes pixels and vectors.
+        Versions of the code that computes pixels and vectors.
     weights_path : str
-        Where a local weights file was last seen: a hint that is no part of the identity.
+        Last known path of a local weights file; not part of the identity.
 
     Examples
     --------
@@ -119,7 +119,7 @@ class Recipe:
             "views": str(parse_views(options.views)),
         }
         if len(set(common["layers"])) < len(common["layers"]):
-            raise UsageError(f"layers {list(options.layers)} name one layer twice; name each once")
+            raise UsageError(f"layers {list(options.layers)} repeat a layer; give each layer once")
         path = Path(backbone)
         if path.suffix == ".keras":
             return cls._of_keras_file(path, weights, size, common)
@@ -129,12 +129,12 @@ class Recipe:
         size = row.size if size is None else size
         if not row.min_size <= size <= MAX_SIZE:
             raise UsageError(
-                f"size {size} does not suit {row.name}; choose {row.min_size} to {MAX_SIZE} pixels"
-                f" (its own is {row.size})"
+                f"size {size} is out of range for {row.name}; choose {row.min_size} to {MAX_SIZE} pixels"
+                f" (its default is {row.size})"
             )
         kind, file = parse_weights(weights)
         if file is not None and is_published(file, row):
-            kind = IMAGENET  # the file Keras publishes is ImageNet's, whatever folder it was put in
+            kind = IMAGENET  # the file that Keras publishes, in another folder
         if kind == IMAGENET and file is None:
             file = imagenet_file(row, size)
         return cls(
@@ -155,7 +155,7 @@ class Recipe:
             raise UsageError(f"there is no model {str(path)!r}; check the path")
         size = size or _size_in(path)
         if size is None:
-            raise UsageError(f"the input size of {path.name} must be said; give --size PX")
+            raise UsageError(f"{path.name} accepts inputs of any size; choose one with --size PX")
         return cls(CUSTOM, FILE, file_sha256(path), size=size, weights_path=str(path.absolute()), **common)
 
     @classmethod
@@ -166,15 +166,15 @@ class Recipe:
         try:
             recipes = json.loads((path / "bundle.json").read_text("utf-8"))["recipes"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise IntegrityError(f"{path / 'bundle.json'} is no readable bundle description: {error}") from error
+            raise IntegrityError(f"{path / 'bundle.json'} cannot be read as a bundle description: {error}") from error
         if len(recipes) != 1:
-            raise UsageError(f"bundle {str(path)!r} joins {len(recipes)} backbones; name one backbone instead")
+            raise UsageError(f"bundle {str(path)!r} has {len(recipes)} backbones; name one of them instead")
         network = cls.from_json(json.dumps(recipes[0])).near(path.parent)
         return dataclasses.replace(network, size=size or network.size, versions=dict(VERSIONS), **common)
 
     @property
     def row(self) -> Backbone | None:
-        """The row of the table, None for a whole ``.keras`` model."""
+        """The row in the table of backbones, None for a whole ``.keras`` model."""
         return None if self.backbone == CUSTOM else find_backbone(self.backbone)
 
     @functools.cached_property
@@ -183,7 +183,7 @@ class Recipe:
         return PixelSpec(self.size, self.resize, parse_views(self.views))
 
     def identity(self) -> dict[str, Any]:
-        """Return all that determines a vector, as plain data."""
+        """Return everything that determines a vector, as plain data."""
         data = self._data()
         del data["weights_path"]
         return data
@@ -191,11 +191,11 @@ class Recipe:
     def _data(self) -> dict[str, Any]:
         data = dataclasses.asdict(self)
         if self.views == ONE:
-            del data["views"]  # recipes older than views keep their fingerprints
+            del data["views"]  # as in recipes made before views existed, whose fingerprints must not change
         return data
 
     def near(self, folder: Path) -> "Recipe":
-        """Return the same recipe; a local weights file that is not where it was is looked for in a folder."""
+        """Return the recipe with a local weights file that is missing replaced by the one of that name in `folder`."""
         hint = Path(self.weights_path)
         beside = folder.absolute() / hint.name
         if self.weights not in (FILE, TUNED) or hint.is_file() or not beside.is_file():
@@ -203,7 +203,7 @@ class Recipe:
         return dataclasses.replace(self, weights_path=str(beside))
 
     def with_one_view(self) -> "Recipe":
-        """Return the same recipe without augmented views."""
+        """Return the recipe without augmented views."""
         return dataclasses.replace(self, views=ONE)
 
     @property
@@ -213,24 +213,24 @@ class Recipe:
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def to_json(self) -> str:
-        """Return the recipe as JSON, the hint where its weights lie included."""
+        """Return the recipe as JSON, including the path of its weights."""
         return json.dumps(self._data(), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> "Recipe":
-        """Read what `to_json` wrote.
+        """Parse the result of `to_json`.
 
         Raises
         ------
         IntegrityError
-            If the text is no recipe, or one of a newer version of this package.
+            If the text is not a recipe, or was written by a newer version of this package.
         """
         try:
             data = json.loads(text)
             known = {f.name for f in dataclasses.fields(cls)}
             if unknown := sorted(set(data) - known):
                 raise IntegrityError(
-                    f"the recipe has unknown fields {unknown}, made by a newer version; upgrade twostage-features"
+                    f"the recipe has unknown fields {unknown} of a newer version; upgrade twostage-features"
                 )
             recipe = cls(**{**data, "layers": tuple(data["layers"])})
             recipe._check()
@@ -252,13 +252,13 @@ class Recipe:
             raise ValueError(f"a .keras model has weights {self.weights!r}, expected 'file'")
 
     def same_as(self, other: "Recipe") -> bool:
-        """Say whether two recipes give the same vectors; unmade random weights match any of that seed."""
+        """Return whether two recipes give the same vectors; random weights not yet made match any of that seed."""
         if self.weights_sha256 and other.weights_sha256:
             return self.fingerprint == other.fingerprint
         return dataclasses.replace(self, weights_sha256="") == dataclasses.replace(other, weights_sha256="")
 
     def differences(self, other: "Recipe") -> str:
-        """Name the fields in which two recipes differ: ``size 224 instead of 150``."""
+        """Describe the fields in which two recipes differ: ``size 224 instead of 150``."""
         mine, theirs = ({"views": ONE, **each.identity()} for each in (self, other))
         return ", ".join(
             f"{name} {_short(mine[name])} instead of {_short(theirs[name])}"
@@ -279,19 +279,19 @@ class Recipe:
 
 
 def _size_in(path: Path) -> int | None:
-    """Read the side of the square input from a .keras archive, None where it is open or hard to tell."""
+    """Read the side of the square input from a .keras archive; None if it is open or cannot be found."""
     try:
         with zipfile.ZipFile(path) as archive:
             config = archive.read("config.json").decode()
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        return None  # the engine, which loads the model, says what is wrong with it
+        return None  # the engine reports what is wrong when it loads the model
     shape = re.search(r'"batch_(?:input_)?shape": \[null, (\d+), (\d+), 3\]', config)
     return int(shape[1]) if shape and shape[1] == shape[2] else None
 
 
 def _refuse_weights(path: Path, weights: str | os.PathLike[str]) -> None:
     if weights != IMAGENET:  # the default
-        raise UsageError(f"{path.name} holds its own weights, so --weights {weights} cannot apply; leave it out")
+        raise UsageError(f"{path.name} contains its own weights; leave out --weights {weights}")
 
 
 def _short(value: object) -> str:

@@ -1,8 +1,7 @@
-"""`FeatureStore`: vectors, paths, labels, splits, digests and recipe together in one HDF5 file.
+"""`FeatureStore`: vectors, paths, labels, splits, digests and recipe in one HDF5 file.
 
-HDF5 is not crash-safe, so no file is ever changed in place: rows are committed in small immutable parts (each a
-feature file of its own), and a finished file replaces the old one in a single rename. What makes a flipped bit an
-error instead of a wrong value is in `pipeline.features.hdf5`.
+HDF5 is not crash-safe, so no file is changed in place: rows are committed in small immutable parts (each a feature
+file), and a finished file replaces the old one in a single rename. Checksums are in `pipeline.features.hdf5`.
 """
 
 import io
@@ -26,11 +25,11 @@ from pipeline.images.texts import Positions, Texts
 
 FORMAT = "twostage-features"
 FORMAT_VERSION = 1
-BLOCK_BYTES = 8 << 20  # what is read, written and committed at once
+BLOCK_BYTES = 8 << 20  # of vectors that are read, written or committed at once
 
 
 class Skipped(NamedTuple):
-    """An image without a vector: its path, the reason, and its size and mtime_ns when it was tried."""
+    """An image without a vector: its path, the reason, and its size and mtime_ns when it was read."""
 
     path: str
     reason: str
@@ -40,7 +39,7 @@ class Skipped(NamedTuple):
 
 @dataclass(frozen=True)
 class Index:
-    """Everything in a feature file but the vectors; row i of each field belongs to ``paths[i]``.
+    """Everything in a feature file except the vectors; row i of each field belongs to ``paths[i]``.
 
     Parameters
     ----------
@@ -48,7 +47,7 @@ class Index:
     segments : dict of str to (int, int)
         Columns ``[start, stop)`` of each layer.
     paths : Texts, or any sequence of str, which becomes one
-        Relative to `root`, POSIX; names that are not UTF-8 use Python's surrogate escapes.
+        Relative to `root`, POSIX; names that are not UTF-8 contain Python's surrogate escapes.
     digests : ndarray of uint8, shape (n, 32)
         SHA-256 of the bytes that were decoded.
     sizes_mtimes : ndarray of int64, shape (n, 2)
@@ -56,7 +55,7 @@ class Index:
     labels : ndarray of int32, shape (n,)
         Index into `classes`, -1 without a label.
     splits, groups : Texts, or any sequence of str, which becomes one
-        Empty where there is none.
+        Empty for rows without one.
     classes : tuple of str
         Sorted names.
     root : str
@@ -91,12 +90,12 @@ class Index:
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """What the file holds for an image: ``(dim,)``, or ``(views, dim)`` with several views."""
+        """Shape of an image's row in the file: ``(dim,)``, or ``(views, dim)`` with several views."""
         views = self.recipe.pixels.views.count
         return (self.dim,) if views == 1 else (views, self.dim)
 
     def same_content(self, other: "Index") -> bool:
-        """Say whether two indexes describe the same rows; versions and hints aside."""
+        """Return whether two indexes describe the same rows; versions and weights paths are ignored."""
         return (
             self.recipe == other.recipe
             and self.segments == other.segments
@@ -111,31 +110,31 @@ class Index:
 class FeatureStore:
     """A feature file, opened for reading.
 
-    The open handle keeps seeing the file as it was, also when a later extraction replaces it.
+    The open file stays as it was when a later extraction replaces it.
 
     Parameters
     ----------
     path : path
-        The file. Use it as a context manager, or call `close`.
+        The file. Use the store as a context manager, or call `close`.
 
     Attributes
     ----------
     path : Path
     index : Index
-        Everything but the vectors.
+        Everything except the vectors.
     shape : tuple of int
         ``(n, dim)``, or ``(n, views, dim)`` with several views of each image.
     dtype : dtype
         ``float32`` or ``float16``.
     summary : object or None
-        What the extraction that returned this store did.
+        Of the extraction that returned this store.
 
     Raises
     ------
     StoreError
-        If there is no such file, or it may not be read.
+        If the file does not exist or cannot be read.
     IntegrityError
-        If it is not a sound feature file.
+        If it is damaged or not a feature file.
 
     Examples
     --------
@@ -199,7 +198,7 @@ class FeatureStore:
 
     @property
     def recipe(self) -> Recipe:
-        """What made the vectors; weights in a local file are looked for beside the feature file too."""
+        """The recipe of the vectors; a missing local weights file is also searched beside the feature file."""
         return self.index.recipe.near(self.path.parent)
 
     @property
@@ -219,7 +218,7 @@ class FeatureStore:
 
     @property
     def splits(self) -> Texts:
-        """Split of each row, empty where there is none."""
+        """Split of each row, empty for rows without one."""
         return self.index.splits
 
     @property
@@ -273,17 +272,17 @@ class FeatureStore:
 
 
 def block_rows(values: int, nbytes: int = BLOCK_BYTES) -> int:
-    """Return how many rows of `values` float32 numbers make about `nbytes`, at least one."""
+    """Return how many rows of `values` float32 numbers fill about `nbytes`, at least one."""
     return max(1, nbytes // (4 * max(values, 1)))
 
 
 def write_store(path: Path, index: Index, vectors: Iterable[NDArray[np.float32]], dtype: str = "float32") -> None:
-    """Write a feature file beside its place, then move it there in one rename.
+    """Write a feature file to a temporary file, then rename it.
 
     Parameters
     ----------
     path : Path
-        Where it ends up; what was there stays until the new file is complete and on disk.
+        An existing file stays until the new one is complete and on disk.
     index : Index
     vectors : iterable of ndarray of float32, shape (any, dim) or (any, views, dim)
         Consecutive blocks, ``len(index.paths)`` rows in all.
@@ -292,7 +291,7 @@ def write_store(path: Path, index: Index, vectors: Iterable[NDArray[np.float32]]
     Raises
     ------
     StoreError
-        If the disk is full or the folder cannot be written, or a value does not fit into float16.
+        If the disk is full, the folder is not writable, or a value does not fit into float16.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -314,7 +313,7 @@ def write_store(path: Path, index: Index, vectors: Iterable[NDArray[np.float32]]
 def _write_through(shield: hdf5.Shield, index: Index, vectors: Iterable[NDArray[np.float32]], dtype: str) -> None:
     try:
         with hdf5.new_file(shield) as file:
-            _fill(file, index, shield.while_sound(vectors), dtype)
+            _fill(file, index, shield.until_error(vectors), dtype)
     except RuntimeError as error:  # from HDF5, when a full disk keeps it from closing the file
         raise OSError(str(error)) from error
     if shield.error:
@@ -322,12 +321,12 @@ def _write_through(shield: hdf5.Shield, index: Index, vectors: Iterable[NDArray[
 
 
 def write_part(path: Path, index: Index, vectors: NDArray[np.float32]) -> None:
-    """Write a small feature file, built whole in memory, so that a full disk never meets HDF5.
+    """Write a small feature file that is built in memory, so that HDF5 never meets a full disk.
 
     Raises
     ------
     StoreError
-        If the disk is full or the folder cannot be written.
+        If the disk is full or the folder is not writable.
     """
     image = io.BytesIO()
     with hdf5.new_file(image) as file:
@@ -351,7 +350,7 @@ def with_view_axis(vectors: NDArray[Any]) -> NDArray[Any]:
 
 
 def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> list[str]:
-    """Read a feature file through and say what is wrong with it.
+    """Read a whole feature file and report what is wrong with it.
 
     Parameters
     ----------
@@ -362,12 +361,12 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
     Returns
     -------
     list of str
-        One sentence for each fault; empty for a sound file.
+        One sentence per fault; empty if there is none.
 
     Raises
     ------
     StoreError
-        If there is no such file, or it may not be read.
+        If the file does not exist or cannot be read.
 
     Examples
     --------
@@ -389,7 +388,7 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int, int], None] | 
 
 def _fill(file: hdf5.File, index: Index, vectors: Iterable[NDArray[np.float32]], dtype: str) -> None:
     count = len(index.paths)
-    # Not compressed, but wrapped by zlib for its checksum: to Fletcher-32, 0x0000 and 0xFFFF are the same.
+    # Level 0 stores without compression but adds zlib's checksum: Fletcher-32 confuses 0x0000 and 0xFFFF.
     features = hdf5.create(file, "features", (count, *index.row_shape), np.dtype(dtype), level=0)
     start = 0
     for block in vectors:
@@ -433,14 +432,14 @@ def _cast(block: NDArray[np.float32], dtype: str) -> NDArray[Any]:
 def _read_index(file: hdf5.File) -> Index:
     attributes = {name: file.attrs[name] for name in file.attrs}
     if hdf5.decode(attributes.get("format", b"")) != FORMAT:
-        raise IntegrityError(f"this HDF5 file is no feature file (attribute format is not {FORMAT!r})")
+        raise IntegrityError(f"this HDF5 file is not a feature file (attribute format is not {FORMAT!r})")
     if int(attributes["format_version"]) > FORMAT_VERSION:
         raise StoreError(
             f"format version {attributes['format_version']} is newer than {FORMAT_VERSION}; upgrade twostage-features"
         )
     recipe = Recipe.from_json(hdf5.decode(attributes["recipe"]))
     if recipe.fingerprint != hdf5.decode(attributes["fingerprint"]):
-        raise IntegrityError("the fingerprint does not belong to the recipe")
+        raise IntegrityError("the fingerprint does not match the recipe")
     tried = hdf5.plain_dataset(file, "skipped/sizes_mtimes", "i", 2)[...].tolist()
     skipped = zip(
         hdf5.read_strings(file, "skipped/paths"), hdf5.read_strings(file, "skipped/reasons"), tried, strict=True
@@ -472,11 +471,11 @@ def _check_consistency(features: hdf5.Dataset, index: Index) -> None:
         raise IntegrityError("a path occurs twice")
     if count and not -1 <= index.labels.min() <= index.labels.max() < len(index.classes):
         raise IntegrityError(
-            f"labels reach from {index.labels.min()} to {index.labels.max()} with {len(index.classes)} classes"
+            f"labels range from {index.labels.min()} to {index.labels.max()}, with {len(index.classes)} classes"
         )
     stops = [0, *(stop for _, stop in index.segments.values())]
     if [start for start, _ in index.segments.values()] != stops[:-1] or features.shape[1:] != index.row_shape:
         raise IntegrityError(
-            f"rows have shape {features.shape[1:]}, segments {index.segments} and views {index.recipe.views!r} expect"
-            f" {index.row_shape}"
+            f"rows have shape {features.shape[1:]}, expected {index.row_shape} for segments {index.segments} and views"
+            f" {index.recipe.views!r}"
         )

@@ -17,10 +17,10 @@ from pipeline.parallel import cores
 
 
 class BottleneckFeatures(TransformerMixin, BaseEstimator):
-    """From image paths or arrays to bottleneck vectors, for use in a scikit-learn ``Pipeline``.
+    """Transform image paths or arrays into bottleneck vectors, in a scikit-learn ``Pipeline``.
 
-    Nothing is learnt from the images: `fit` builds the network. For more than some hundred images
-    `pipeline.extract`, which caches, is the better choice: a grid search runs this again for each fold.
+    Nothing is learned from the images: `fit` builds the network. For more than a few hundred images use
+    `pipeline.extract`, which caches vectors: a grid search encodes all images again for each fold.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class BottleneckFeatures(TransformerMixin, BaseEstimator):
         self.precision = precision
 
     def fit(self, X: Sequence[Any] | NDArray[Any], y: object = None) -> "BottleneckFeatures":
-        """Build the network; `X` is only checked, `y` ignored.
+        """Build the network; `X` is only checked, `y` is ignored.
 
         Raises
         ------
@@ -110,7 +110,7 @@ class BottleneckFeatures(TransformerMixin, BaseEstimator):
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = dict(super().__getstate__())
         if "_encoder" in state:
-            state["_encoder"] = None  # a network is no part of a pickle; it is built again from the recipe
+            state["_encoder"] = None  # not pickled: `transform` builds it again from the recipe
         return state
 
     def __sklearn_tags__(self) -> Any:

@@ -1,4 +1,4 @@
-"""An index beside a feature file, for searches among millions of vectors."""
+"""An index file beside a feature file, for searches among millions of vectors."""
 
 import hashlib
 import json
@@ -16,22 +16,22 @@ from pipeline.features.store import FeatureStore
 from pipeline.files import locked, replacing, writing
 
 _FORMAT = "twostage-index 1"
-_AXES = 128  # principal axes that are kept, a byte each
-_FOR_AXES = 20_000  # rows that they are learned from
-_FOR_A_CELL = 39  # rows that faiss wants for the centre of each cell
-_RUN = 1 << 18  # bytes of neighbouring rows that are drawn together
-_VISITED, _LEAST = 16, 32  # a search visits one cell of 16, and at least 32
-_CANDIDATES = 10  # for each image asked for; their cosines are then computed from the file
+_AXES = 128  # principal axes that are stored, one byte each
+_FOR_AXES = 20_000  # rows from which they are computed
+_FOR_A_CELL = 39  # rows that faiss recommends per cell for training
+_RUN = 1 << 18  # bytes of consecutive rows that are drawn together
+_VISITED, _LEAST = 16, 32  # a search visits one cell in 16, at least 32 cells
+_CANDIDATES = 10  # per result; their cosines are then computed from the file
 _DIGEST = hashlib.sha256().digest_size
 
 
 class VectorIndex:
     """Finds the nearest vectors of a feature file without reading all of them.
 
-    Vectors of length 1 are kept along 128 principal axes with a byte each, in cells around k-means centres (an
-    inverted file: Jégou, Douze and Schmid, "Product Quantization for Nearest Neighbor Search", PAMI 2011, by the
-    package faiss). Those of the nearest cells are candidates, whose cosines are computed from the feature file:
-    all that is returned is exact, but some neighbour may be missed.
+    Vectors, scaled to length 1, are reduced to 128 principal axes of one byte each and assigned to k-means cells (an
+    inverted file: Jégou, Douze and Schmid, "Product Quantization for Nearest Neighbor Search", PAMI 2011, in the
+    package faiss). The vectors in the nearest cells are candidates; their cosines are computed from the feature
+    file. Returned cosines are exact, but a neighbour may be missed.
 
     Parameters
     ----------
@@ -53,41 +53,41 @@ class VectorIndex:
     def of(
         cls, store: FeatureStore, seed: int = 0, progress: Callable[[int, int], None] | None = None
     ) -> "VectorIndex":
-        """Read the index beside a feature file, ``<file>.index``; make it where it is absent, damaged or out of date.
+        """Read the index ``<file>.index`` of a feature file; build it if it is missing, damaged or out of date.
 
         Parameters
         ----------
         store : FeatureStore
         seed : int
-            Of the rows that axes and centres are learned from.
+            Of the sample from which axes and cells are computed.
         progress : callable (done, total) or None
-            Called with the rows that a new index holds.
+            Called with the rows added to a new index.
 
         Raises
         ------
         PipelineError
             If the package faiss is not installed.
         UsageError
-            If the file holds no vectors.
+            If the file has no vectors.
         StoreError, LockedError
-            If the index cannot be written, or another process writes it.
+            If the index cannot be written, or another process is writing it.
         """
         path, stamp = index_path(store), _stamp(store)
         index = _read(path, stamp)
         if index is None:
             if not len(store):
-                raise UsageError(f"{store.path} holds no image; extract some first")
+                raise UsageError(f"{store.path} has no images; extract some first")
             try:
                 with locked(path):
                     index = _build(store, seed, progress)
                     _write(path, stamp, index)
             except (StoreError, LockedError) as error:
-                told = str(error).removesuffix("choose another --out").removesuffix("or ").rstrip(" ;")
-                raise type(error)(f"{told}; or search without --index") from error
+                reason = str(error).removesuffix("choose another --out").removesuffix("or ").rstrip(" ;")
+                raise type(error)(f"{reason}; or search without --index") from error
         return cls(store, index)
 
     def nearest(self, query: NDArray[np.floating], k: int = 12) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Find rows with the largest cosines to a vector of shape (d,), as `pipeline.features.neighbours.nearest`."""
+        """Return rows and cosines of the nearest vectors to `query` (d,), as `pipeline.features.neighbours.nearest`."""
         faiss = _faiss()
         cells = faiss.extract_index_ivf(self._index)
         cells.nprobe = min(cells.nlist, max(_LEAST, cells.nlist // _VISITED))
@@ -98,7 +98,7 @@ class VectorIndex:
 
 
 def index_path(store: FeatureStore) -> Path:
-    """Return where the index of a feature file lies."""
+    """Return the path of a feature file's index."""
     return store.path.with_name(f"{store.path.name}.index")
 
 
@@ -113,7 +113,7 @@ def _faiss() -> Any:
 
 
 def _stamp(store: FeatureStore) -> str:
-    """Name what an index depends on: the recipe and the images, row by row."""
+    """Return a digest of everything that an index depends on: the recipe, and the image of each row."""
     digest = hashlib.sha256(f"{store.recipe.fingerprint} {store.shape} {store.dtype}".encode())
     digest.update(np.ascontiguousarray(store.index.digests).data)
     return digest.hexdigest()
@@ -126,7 +126,7 @@ def _build(store: FeatureStore, seed: int, progress: Callable[[int, int], None] 
     axes.train(np.concatenate(list(_drawn(store, _FOR_AXES, rng))))
     count = max(1, min(int(4 * len(store) ** 0.5), len(store) // _FOR_A_CELL))
     cells = faiss.index_factory(axes.d_out, f"IVF{count},SQ8")
-    cells.cp.min_points_per_centroid = 1  # it would warn of a few less
+    cells.cp.min_points_per_centroid = 1  # silences a warning about slightly fewer rows
     drawn = _drawn(store, _FOR_A_CELL * count, rng)
     cells.train(np.concatenate([axes.apply(vectors) for vectors in drawn]))
     index = faiss.IndexPreTransform(axes, cells)
@@ -138,7 +138,7 @@ def _build(store: FeatureStore, seed: int, progress: Callable[[int, int], None] 
 
 
 def _drawn(store: FeatureStore, count: int, rng: np.random.Generator) -> Iterator[NDArray[np.float32]]:
-    """Yield some `count` rows from all over the file, of length 1; neighbours are drawn together, which is faster."""
+    """Yield a sample of about `count` rows, scaled to length 1; in runs of consecutive rows, which read faster."""
     length = max(1, min(_RUN // (4 * store.dim), count // 64))
     runs = np.arange(0, len(store), length)
     for start in np.sort(rng.permutation(runs)[: -(-count // length)]).tolist():
@@ -160,11 +160,11 @@ def _write(path: Path, stamp: str, index: Any) -> None:
 
 
 def _read(path: Path, stamp: str) -> Any:
-    """Return the index of a file, None if it is not there, not of this stamp, or not as it was written."""
+    """Return the index in a file, None if it is missing, damaged or has another stamp."""
     header = _header(stamp)
     try:
         with path.open("rb") as file:
-            if file.read(len(header)) != header or not _sound(file):
+            if file.read(len(header)) != header or not _is_intact(file):
                 return None
             file.seek(len(header))
             faiss = _faiss()
@@ -179,7 +179,7 @@ def _header(stamp: str) -> bytes:
     return json.dumps({"format": _FORMAT, "stamp": stamp}).encode() + b"\n"
 
 
-def _sound(file: BinaryIO) -> bool:
+def _is_intact(file: BinaryIO) -> bool:
     digest = hashlib.sha256()
     left = os.fstat(file.fileno()).st_size - _DIGEST
     file.seek(0)

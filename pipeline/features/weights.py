@@ -1,6 +1,6 @@
-"""Weights of a backbone as files: where they lie and what their digest is, without Keras.
+"""Weights files of a backbone: their paths and checksums, without Keras.
 
-Three kinds: ``"imagenet"`` (a file in Keras' own cache, downloaded by Keras when absent),
+Three kinds: ``"imagenet"`` (a file in Keras' own cache, downloaded by Keras if missing),
 ``"random:SEED"`` (no file), and a local file.
 """
 
@@ -19,7 +19,7 @@ from pipeline.features.keras_runtime import load_keras
 
 IMAGENET = "imagenet"
 FILE = "file"
-TUNED = "tuned"  # a local file too, which `pipeline.finetuning.tuning` made
+TUNED = "tuned"  # a local file written by `pipeline.finetuning.tuning`
 WEIGHT_SUFFIXES = (".weights.h5", ".h5", ".hdf5")
 
 
@@ -36,7 +36,7 @@ def parse_weights(weights: str | os.PathLike[str]) -> tuple[str, Path | None]:
     Raises
     ------
     UsageError
-        If it is neither of the words nor an existing file.
+        If it is none of these words and not an existing file.
 
     Examples
     --------
@@ -51,16 +51,16 @@ def parse_weights(weights: str | os.PathLike[str]) -> tuple[str, Path | None]:
     path = Path(text)
     if not path.is_file():
         raise UsageError(
-            f"weights {text!r} are neither 'imagenet', 'random', 'random:SEED' nor an existing file; check the path"
+            f"weights {text!r} are not 'imagenet', 'random', 'random:SEED' or an existing file; check the path"
         )
     if not text.endswith(WEIGHT_SUFFIXES):
         raise UsageError(
             f"weights file {text!r} does not end in .weights.h5 or .h5; a whole .keras model is named"
             " with --backbone instead"
         )
-    from pipeline.features.hdf5 import is_marked
+    from pipeline.features.hdf5 import has_tag
 
-    return TUNED if is_marked(path, TUNED) else FILE, path.absolute()
+    return TUNED if has_tag(path, TUNED) else FILE, path.absolute()
 
 
 def file_sha256(path: Path) -> str:
@@ -79,27 +79,27 @@ def file_sha256(path: Path) -> str:
 
 
 def check_digest(path: Path, expected: str) -> None:
-    """Raise WeightsError unless a weights file is there and has the SHA-256 that is expected."""
+    """Raise WeightsError unless a weights file exists and has the expected SHA-256."""
     if not path.is_file():
-        raise WeightsError(f"the weights {path} are gone; put back the file with SHA-256 {expected[:12]}…")
+        raise WeightsError(f"the weights {path} are missing; restore the file with SHA-256 {expected[:12]}…")
     digest = file_sha256(path)
     if digest != expected:
         raise WeightsError(
             f"{path} has SHA-256 {digest[:12]}…, expected {expected[:12]}…: the weights have changed since the vectors"
-            " were made; put back the old file or extract anew with --overwrite"
+            " were made; restore the old file or extract again with --overwrite"
         )
 
 
 def imagenet_file(backbone: Backbone, size: int) -> Path:
-    """Return the published ImageNet weights of a backbone, let Keras download them when absent.
+    """Return the path of a backbone's published ImageNet weights; Keras downloads them if they are missing.
 
-    They are looked for where Keras keeps them: ``$KERAS_HOME/models`` or ``~/.keras/models``.
+    They are searched in the cache of Keras: ``$KERAS_HOME/models`` or ``~/.keras/models``.
 
     Raises
     ------
     WeightsError
-        If they are absent and cannot be downloaded: names the file and where it belongs. Also if a
-        file is there, but is not the one that Keras publishes (an interrupted download).
+        If they are missing and cannot be downloaded; the message names the file and its folder. Also if the
+        file differs from the one that Keras publishes (an interrupted download).
     """
     name = backbone.weights_name(size)
     path = _in_keras_cache(name)
@@ -112,7 +112,7 @@ def imagenet_file(backbone: Backbone, size: int) -> Path:
 
 
 def is_published(path: Path, backbone: Backbone) -> bool:
-    """Say whether a file is, to the bit, the one that Keras publishes for this backbone."""
+    """Return whether a file has the checksum that Keras publishes for this backbone."""
     expected = backbone.weights_hash
     if expected is None:
         return False
@@ -122,7 +122,7 @@ def is_published(path: Path, backbone: Backbone) -> bool:
 
 def _cache_folders() -> list[Path]:
     home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras").expanduser()
-    # Keras falls back to the temporary folder when it may not write to its home.
+    # Keras uses the temporary folder if it cannot write to its home.
     return [home / "models", Path(tempfile.gettempdir()) / ".keras" / "models"]
 
 
@@ -135,7 +135,7 @@ def _let_keras_download(backbone: Backbone, size: int) -> None:
     constructor = getattr(keras.applications, backbone.constructor)
     width = {} if backbone.alpha is None else {"alpha": backbone.alpha}
     try:
-        # Keras reports its download on standard output, and warns of sizes that have no weights of their own.
+        # Keras prints its download progress on standard output, and warns about sizes without weights of their own.
         with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(action="ignore"):
             constructor(weights=IMAGENET, include_top=False, input_shape=(size, size, 3), **width)
     except Exception as error:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import StoreError, UsageError
-from pipeline.features.hdf5 import marked
+from pipeline.features.hdf5 import tagged
 from pipeline.features.keras_engine import layer_names, load_backbone, pool
 from pipeline.features.keras_runtime import load_keras, weights_file
 from pipeline.features.recipe import Recipe
@@ -130,7 +130,7 @@ class LastBlocks:
         for name, own in layer_names(self._network).items():
             self._network.get_layer(own).name = name  # names numbered by the process would make the files differ
         try:
-            content = marked(weights_file(self._network), TUNED)
+            content = tagged(weights_file(self._network), TUNED)
             with replacing(path) as file:
                 file.write(content)
         except OSError as error:

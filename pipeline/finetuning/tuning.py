@@ -38,7 +38,7 @@ from pipeline.training.provenance import asked_of, training_data_of
 from pipeline.training.report import Report
 from pipeline.training.single_label import train_head
 from pipeline.training.training_data import TrainingData
-from pipeline.trust.abstention import needed
+from pipeline.trust.abstention import images_needed
 from pipeline.trust.options import Trust
 from pipeline.wording import count_of
 
@@ -243,10 +243,10 @@ def _check_validation(data: TrainingData, abstain: float | None) -> None:
             "fine-tuning needs validation images to decide when to stop; train the bundle on a file with a validation"
             " split, or on one without splits, so that one is drawn"
         )
-    if abstain is not None and count < needed(abstain):
+    if abstain is not None and count < images_needed(abstain):
         raise TrainingError(
-            f"the bundle abstains, and to guarantee an accuracy of {abstain:g} after tuning takes {needed(abstain)}"
-            f" validation images, not {count}; add some, or train the bundle without --abstain"
+            f"the bundle abstains, and to guarantee an accuracy of {abstain:g} after tuning takes"
+            f" {images_needed(abstain)} validation images, not {count}; add some, or train the bundle without --abstain"
         )
 
 

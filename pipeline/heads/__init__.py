@@ -1,1 +1,1 @@
-"""Stage 2: cached vectors to a trained classifier."""
+"""The classifiers: estimators, solvers and their temperatures."""

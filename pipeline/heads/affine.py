@@ -1,4 +1,4 @@
-"""`AffineHead`: a head that is one affine map and a softmax, as plain arrays that NumPy alone applies."""
+"""`AffineHead`: an affine map and a softmax, as plain arrays, so that prediction needs only NumPy."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import IntegrityError
-from pipeline.heads.arrays import packed, softmax, unpacked
+from pipeline.heads.arrays import from_npz, softmax, to_npz
 
 _NAMES = ("matrix", "offset", "classes")
 
@@ -22,7 +22,7 @@ class AffineHead:
         Standardisation and temperature are folded in.
     offset : ndarray of float64, shape (k,)
     classes_ : ndarray of int64, shape (k,)
-        Class of each column.
+        Classes of the columns.
 
     Examples
     --------
@@ -36,32 +36,34 @@ class AffineHead:
     classes_: NDArray[np.int64]
 
     def predict_proba(self, X: NDArray[Any]) -> NDArray[np.float64]:
-        """Turn vectors (n, d) into probabilities, float64 (n, k)."""
+        """Return the probabilities of vectors (n, d), float64 (n, k)."""
         return softmax(X.astype(np.float64) @ self.matrix + self.offset)
 
     def to_bytes(self) -> bytes:
         """Return the arrays as an ``.npz`` archive."""
-        return packed(matrix=self.matrix, offset=self.offset, classes=self.classes_)
+        return to_npz(matrix=self.matrix, offset=self.offset, classes=self.classes_)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "AffineHead":
-        """Read what `to_bytes` wrote; nothing is unpickled.
+        """Read the archive that `to_bytes` wrote; nothing is unpickled.
 
         Raises
         ------
         IntegrityError
-            If these are other arrays.
+            If the archive is damaged or holds other arrays.
         """
-        with unpacked(data, _NAMES, "the arrays of the head") as (matrix, offset, classes):
+        with from_npz(data, _NAMES, "the arrays of the head") as (matrix, offset, classes):
             pass
         fits = matrix.ndim == 2 and offset.shape == classes.shape == matrix.shape[1:]
         if not fits or {matrix.dtype, offset.dtype} != {np.dtype(np.float64)} or classes.dtype != np.int64:
-            raise IntegrityError(f"the arrays of the head have shapes {matrix.shape}, {offset.shape}; train it anew")
+            raise IntegrityError(
+                f"the arrays of the head have shapes {matrix.shape}, {offset.shape}; train the bundle again"
+            )
         return cls(matrix, offset, classes)
 
     @classmethod
     def of(cls, pipeline: Any) -> "AffineHead | None":
-        """Fold a fitted pipeline of `make_head` into one map; None where it is none."""
+        """Fold a fitted pipeline of `make_head` into one affine map; None if it is not affine up to the softmax."""
         from sklearn.linear_model._base import LinearClassifierMixin
         from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
@@ -78,7 +80,7 @@ class AffineHead:
             return None
         weights = np.atleast_2d(linear.coef_).T.astype(np.float64)
         offset = np.ravel(linear.intercept_).astype(np.float64)
-        if weights.shape[1] == 1:  # two classes: one column of log odds beside a zero
+        if weights.shape[1] == 1:  # two classes: scikit-learn keeps one column, the log odds
             weights, offset = np.hstack([0 * weights, weights]), np.concatenate([[0.0], offset])
         if scaler is not None:
             weights = weights / scaler.scale_[:, None]

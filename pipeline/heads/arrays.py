@@ -21,7 +21,7 @@ def softmax(logits: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
 
 
-def packed(**arrays: Any) -> bytes:
+def to_npz(**arrays: Any) -> bytes:
     """Return arrays as an ``.npz`` archive."""
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
@@ -29,17 +29,17 @@ def packed(**arrays: Any) -> bytes:
 
 
 @contextlib.contextmanager
-def unpacked(data: bytes, names: Sequence[str], what: str) -> Iterator[list[Any]]:
-    """Give the arrays of an archive by name; nothing is unpickled.
+def from_npz(data: bytes, names: Sequence[str], what: str) -> Iterator[list[Any]]:
+    """Yield the named arrays of an ``.npz`` archive, to a ``with`` block that uses them; nothing is unpickled.
 
     Raises
     ------
     IntegrityError
-        If they cannot be read, or the block that uses them fails on what they are.
+        If they cannot be read, or the block raises because of what they hold. `what` names them in the message.
 
     Examples
     --------
-    >>> with unpacked(packed(a=1, b=2), ["b"], "the head") as (b,):
+    >>> with from_npz(to_npz(a=1, b=2), ["b"], "the head") as (b,):
     ...     int(b)
     2
     """
@@ -47,4 +47,4 @@ def unpacked(data: bytes, names: Sequence[str], what: str) -> Iterator[list[Any]
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             yield [archive[name] for name in names]
     except Exception as error:
-        raise IntegrityError(f"{what} cannot be read ({error}); train the bundle anew") from error
+        raise IntegrityError(f"{what} cannot be read ({error}); train the bundle again") from error

@@ -4,9 +4,10 @@ Importing this module is light; scikit-learn is imported when a head is made.
 """
 
 import ast
+import contextlib
 import functools
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -284,10 +285,20 @@ def class_probabilities(head: Any, X: np.ndarray, n_classes: int, calibrate: Cal
     """
     full = np.zeros((len(X), n_classes))
     if len(X):
-        proba = np.asarray(head.predict_proba(X.reshape(-1, X.shape[-1])), np.float64)
+        with _one_thread() if hasattr(head, "steps") else contextlib.nullcontext():
+            proba = np.asarray(head.predict_proba(X.reshape(-1, X.shape[-1])), np.float64)
         proba = proba.reshape(len(X), -1, proba.shape[1]).mean(axis=1)
         full[:, np.asarray(head.classes_, int)] = calibrate(proba) if calibrate else proba
     return full
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let forests predict in one thread: they add up their trees as threads finish, which changes the last bits."""
+    from joblib import parallel_config
+
+    with parallel_config(backend="sequential"):
+        yield
 
 
 def parse_params(pairs: Iterable[str]) -> dict[str, object]:

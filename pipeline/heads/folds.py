@@ -1,4 +1,4 @@
-"""Folds of cross-validation that part no group."""
+"""Stratified folds of cross-validation that keep groups together."""
 
 import warnings
 from typing import Any
@@ -10,7 +10,7 @@ Folds = list[tuple[NDArray[np.int64], NDArray[np.int64]]]
 
 
 def make_folds(y: Any, k: int, seed: int = 0, units: Any = None) -> Folds:
-    """Deal rows into k folds with the classes in the same shares in each, as far as that goes.
+    """Split rows into k folds, stratified by class as far as the units allow.
 
     Parameters
     ----------
@@ -25,13 +25,13 @@ def make_folds(y: Any, k: int, seed: int = 0, units: Any = None) -> Folds:
     Returns
     -------
     list of k tuples (inner, outer)
-        Rows to fit on and rows held out. A class of fewer units than folds is missing from some `outer`,
-        one of a single unit from one `inner`.
+        Rows to fit on, and rows held out. A class of fewer than k units is missing from some `outer`, a class of one
+        unit from one `inner`.
 
     Raises
     ------
     ValueError
-        By scikit-learn, if every class has fewer units than k.
+        From scikit-learn, if every class has fewer than k units.
 
     Examples
     --------
@@ -46,11 +46,11 @@ def make_folds(y: Any, k: int, seed: int = 0, units: Any = None) -> Folds:
     codes = np.arange(len(y)) if units is None else np.unique(units, return_inverse=True)[1]
     _, firsts, sizes = np.unique(codes, return_index=True, return_counts=True)
     with warnings.catch_warnings():
-        # The caller decides what to say of classes that are too small.
+        # The caller reports classes that are too small.
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
-        if len(set(sizes.tolist())) == 1 and (y[firsts][codes] == y).all():  # units alike are dealt like rows
-            dealt = StratifiedKFold(k, shuffle=True, random_state=seed).split(firsts, y[firsts])
+        if len(set(sizes.tolist())) == 1 and (y[firsts][codes] == y).all():  # units of one size and class
+            folds = StratifiedKFold(k, shuffle=True, random_state=seed).split(firsts, y[firsts])
             return [
-                (np.flatnonzero(np.isin(codes, inner)), np.flatnonzero(np.isin(codes, outer))) for inner, outer in dealt
+                (np.flatnonzero(np.isin(codes, inner)), np.flatnonzero(np.isin(codes, outer))) for inner, outer in folds
             ]
         return list(StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(y, y, codes))

@@ -1,4 +1,4 @@
-"""`KerasHead`: a small Keras network on vectors that is a scikit-learn classifier."""
+"""`KerasHead`: a small Keras network on vectors, as a scikit-learn classifier."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,28 +19,28 @@ from pipeline.errors import BundleError, TrainingError, UsageError
 from pipeline.features.keras_runtime import load_keras, weights_file
 from pipeline.heads.arrays import softmax
 
-_MAX_STEPS_PER_CALL = 256  # training steps in one call of TensorFlow: an epoch of a small data set
+_MAX_STEPS_PER_CALL = 256  # training steps per call of TensorFlow, as many as an epoch of a small data set has
 
 
-def _whole(value: Any, least: int) -> bool:
+def _is_integer(value: Any, least: int) -> bool:
     return value is not True and value is not False and isinstance(value, Integral) and int(value) >= least
 
 
-def _number(value: Any, low: float, high: float) -> bool:
+def _is_number(value: Any, low: float, high: float) -> bool:
     return value is not True and value is not False and isinstance(value, Real) and low <= float(value) < high
 
 
 _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "hidden": (
         "sizes of the hidden layers of at least 1, such as (256,) or (256, 128)",
-        lambda v: _whole(v, 1) or (isinstance(v, (list, tuple)) and all(_whole(size, 1) for size in v)),
+        lambda v: _is_integer(v, 1) or (isinstance(v, (list, tuple)) and all(_is_integer(size, 1) for size in v)),
     ),
-    "dropout": ("a number from 0 to below 1", lambda v: _number(v, 0.0, 1.0)),
-    "learning_rate": ("a number above 0", lambda v: _number(v, np.nextafter(0.0, 1.0), np.inf)),
-    "epochs": ("a whole number of at least 1", lambda v: _whole(v, 1)),
-    "batch_size": ("a whole number of at least 1", lambda v: _whole(v, 1)),
-    "patience": ("a whole number of at least 0", lambda v: _whole(v, 0)),
-    "validation_fraction": ("a number from 0 to below 1", lambda v: _number(v, 0.0, 1.0)),
+    "dropout": ("a number from 0 to below 1", lambda v: _is_number(v, 0.0, 1.0)),
+    "learning_rate": ("a number above 0", lambda v: _is_number(v, np.nextafter(0.0, 1.0), np.inf)),
+    "epochs": ("a whole number of at least 1", lambda v: _is_integer(v, 1)),
+    "batch_size": ("a whole number of at least 1", lambda v: _is_integer(v, 1)),
+    "patience": ("a whole number of at least 0", lambda v: _is_integer(v, 0)),
+    "validation_fraction": ("a number from 0 to below 1", lambda v: _is_number(v, 0.0, 1.0)),
     "class_weight": (
         "None, 'balanced' or a dict from label to weight",
         lambda v: v is None or v == "balanced" or isinstance(v, Mapping),
@@ -49,30 +49,30 @@ _EXPECTED: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 class KerasHead(ClassifierMixin, BaseEstimator):
-    """Dense layers with dropout on vectors, trained by Keras, predicting with NumPy.
+    """Dense layers with dropout on vectors, trained with Keras; prediction needs only NumPy.
 
-    Adam on categorical cross-entropy. Early stopping watches the validation loss and puts the best
-    weights back. The fitted state is plain arrays: copying, pickling and predicting need no
-    TensorFlow. Two fits with the same seed on the same machine give the same weights, and no global
-    random state is read or written. Features should be standardised, as `make_head` does.
+    Trained with Adam on the categorical cross-entropy. Early stopping monitors the validation loss and restores the
+    best weights. The fitted state is plain arrays: copying, pickling and predicting need no TensorFlow. Two fits with
+    the same seed on the same machine give the same weights, and no global random state is read or written. Features
+    should be standardised, as `make_head` does.
 
     Parameters
     ----------
     hidden : int or sequence of int
         Units of the hidden layers; ``()`` is multinomial logistic regression.
     dropout : float
-        Share of hidden units switched off in a training step, 0 to below 1.
+        Fraction of hidden units dropped in a training step, 0 to below 1.
     learning_rate : float
         Of Adam.
     epochs : int
         At most this many.
     batch_size : int
     patience : int
-        Stop after this many epochs without a better loss.
+        Training stops after this many epochs without improvement of the loss.
     validation_fraction : float
-        Share of the training rows held out, stratified, to watch; 0 watches the training loss.
+        Fraction of the training rows held out, stratified, for early stopping; 0 monitors the training loss.
     class_weight : None, "balanced" or dict
-        Weights of the classes in the loss; "balanced" is n / (k * count).
+        Class weights in the loss; "balanced" is n / (k * count).
     random_state : int, RandomState or None
 
     Attributes
@@ -80,12 +80,12 @@ class KerasHead(ClassifierMixin, BaseEstimator):
     classes_ : array of shape (k,)
     n_features_in_ : int
     weights_ : list of float32 arrays
-        Kernel and bias of each dense layer in turn.
+        Kernel and bias of each dense layer, in order.
     history_ : dict of str to list of float
-        ``loss``, ``accuracy`` and, where rows were held out, ``val_loss``, ``val_accuracy``; one value an
-        epoch. Losses are weighted by `class_weight`, accuracies are not.
+        ``loss``, ``accuracy`` and, if rows were held out, ``val_loss``, ``val_accuracy``; one value per epoch.
+        Losses are weighted by `class_weight`, accuracies are not.
     best_epoch_ : int
-        Index into the history, whose weights are kept.
+        Index into the history of the epoch whose weights are kept.
     seed_ : int
         The seed that was used.
 
@@ -129,27 +129,27 @@ class KerasHead(ClassifierMixin, BaseEstimator):
         y : array of shape (n,)
             Labels of any kind.
         validation_data : tuple of (m, d) and (m,) arrays, optional
-            What early stopping watches, instead of a part of `X`. Must be scaled as `X` is.
+            Used by early stopping instead of a part of `X`; scaled like `X`.
 
         Returns
         -------
         KerasHead
-            Itself.
+            self
 
         Raises
         ------
         UsageError
-            If a parameter is out of range, `y` holds a single class, or `validation_data` a label
-            that `y` does not.
+            If a parameter is out of range, `y` has a single class, or `validation_data` has a label that is not
+            in `y`.
         TrainingError
-            If the weights do not stay finite.
+            If the weights become infinite or NaN.
         """
         self._check_parameters()
         X, y = validate_data(self, X, y, dtype=np.float32)
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise UsageError(f"y holds 1 class, {self.classes_[0]!r}; expected at least 2 classes to tell apart")
+            raise UsageError(f"y has 1 class, {self.classes_[0]!r}; expected at least 2 classes")
         self.seed_ = _seed(self.random_state)
         weights = self._class_weights(y)
         if validation_data is None:
@@ -161,13 +161,13 @@ class KerasHead(ClassifierMixin, BaseEstimator):
         self._train(X, codes, validation, weights)
         if not all(np.isfinite(array).all() for array in self.weights_):
             raise TrainingError(
-                f"the dense head's weights became infinite with learning_rate={self.learning_rate}; expected"
-                " finite ones: lower learning_rate or standardise the features"
+                f"the weights of the dense head became infinite with learning_rate={self.learning_rate}; lower"
+                " learning_rate or standardise the features"
             )
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Give the probability of each class, computed with NumPy.
+        """Return the probability of each class, computed with NumPy.
 
         Parameters
         ----------
@@ -186,7 +186,7 @@ class KerasHead(ClassifierMixin, BaseEstimator):
         return softmax(x @ kernel + bias)
 
     def predict(self, X: Any) -> np.ndarray:
-        """Give the most probable class.
+        """Return the most probable class.
 
         Parameters
         ----------
@@ -195,13 +195,13 @@ class KerasHead(ClassifierMixin, BaseEstimator):
         Returns
         -------
         array of shape (n,)
-            Of the type of ``classes_``.
+            With the dtype of ``classes_``.
         """
         columns = self.predict_proba(X).argmax(axis=1)
         return np.asarray(self.classes_[columns])
 
     def keras_model(self) -> Any:
-        """Build the Keras functional model with the fitted weights, for export and fine-tuning.
+        """Build a Keras functional model with the fitted weights, for export and fine-tuning.
 
         Returns
         -------
@@ -214,7 +214,7 @@ class KerasHead(ClassifierMixin, BaseEstimator):
         return model
 
     def save_weights(self, path: str | PathLike[str]) -> None:
-        """Write the weights in Keras' own format.
+        """Save the weights in Keras' format.
 
         Parameters
         ----------
@@ -224,20 +224,20 @@ class KerasHead(ClassifierMixin, BaseEstimator):
         Raises
         ------
         UsageError
-            If `path` ends in something else.
+            If `path` ends otherwise.
         """
         if not fspath(path).endswith(".weights.h5"):
             raise UsageError(f"cannot save weights as {fspath(path)!r}; expected a name ending in .weights.h5")
         Path(path).write_bytes(weights_file(self.keras_model()))
 
     def describe(self) -> dict[str, Any]:
-        """Describe the fitted head as plain data, from which `restore` builds it again.
+        """Describe the fitted head as plain data, from which `restore` rebuilds it.
 
         Returns
         -------
         dict
             Ready for JSON: ``parameters``, ``n_features``, ``n_classes``, ``seed``, ``history`` and
-            ``best_epoch``. A dict given as class weights becomes a list of pairs.
+            ``best_epoch``. A dict of class weights becomes a list of pairs.
         """
         check_is_fitted(self)
         parameters = self.get_params()
@@ -259,7 +259,7 @@ class KerasHead(ClassifierMixin, BaseEstimator):
     def restore(
         cls, description: Mapping[str, Any], weights_path: str | PathLike[str], classes: Sequence[Any]
     ) -> "KerasHead":
-        """Build a fitted head from `describe` and `save_weights`: our layers, their numbers.
+        """Rebuild a fitted head from the results of `describe` and `save_weights`.
 
         Parameters
         ----------
@@ -267,7 +267,7 @@ class KerasHead(ClassifierMixin, BaseEstimator):
         weights_path : path
             A ``.weights.h5`` file.
         classes : sequence of k labels
-            What ``classes_`` was.
+            The ``classes_`` of the saved head.
 
         Returns
         -------
@@ -276,18 +276,18 @@ class KerasHead(ClassifierMixin, BaseEstimator):
         Raises
         ------
         BundleError
-            If the description, the classes and the weights do not belong together.
+            If the description, the classes and the weights do not fit each other.
         """
         head = cls._from_description(description)
         if len(classes) != description["n_classes"]:
             raise BundleError(
-                f"{len(classes)} classes are given for a head of {description['n_classes']}; expected as many"
+                f"got {len(classes)} classes for a head of {description['n_classes']}; expected as many as the head has"
             )
         head.classes_ = np.asarray(classes)
         model = head._build()
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("error", UserWarning)  # Keras only warns of layers without weights
+                warnings.simplefilter("error", UserWarning)  # Keras only warns if the file lacks weights of a layer
                 model.load_weights(fspath(weights_path))
         except (OSError, ValueError, KeyError, TypeError, UserWarning) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -307,7 +307,7 @@ class KerasHead(ClassifierMixin, BaseEstimator):
                 parameters["class_weight"] = dict(parameters["class_weight"])
             head = cls(**parameters)
             head._check_parameters()
-            if not (_whole(description["n_features"], 1) and _whole(description["n_classes"], 2)):
+            if not (_is_integer(description["n_features"], 1) and _is_integer(description["n_classes"], 2)):
                 raise UsageError("n_features and n_classes must be whole numbers of at least 1 and 2")
             head.n_features_in_ = description["n_features"]
             head.seed_ = int(description["seed"])
@@ -315,7 +315,7 @@ class KerasHead(ClassifierMixin, BaseEstimator):
             head.best_epoch_ = int(description["best_epoch"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BundleError(
-                f"the description of the dense head cannot be used ({error!r}); expected what describe() gave"
+                f"the description of the dense head cannot be used ({error!r}); expected the result of describe()"
             ) from error
         return head
 
@@ -332,7 +332,7 @@ class KerasHead(ClassifierMixin, BaseEstimator):
         if y.shape != (len(X),) or len(unknown):
             raise UsageError(
                 f"validation_data has {len(X)} rows, labels of shape {y.shape} and {len(unknown)} classes that"
-                " the training labels lack; expected one label a row and known classes"
+                " the training labels do not have; expected one label per row and no other classes"
             )
         return X, np.searchsorted(self.classes_, y)
 
@@ -345,9 +345,9 @@ class KerasHead(ClassifierMixin, BaseEstimator):
     ) -> None:
         keras = load_keras()
         one_hot = np.eye(len(self.classes_), dtype=np.float32)
-        watched = "val_loss" if len(validation[1]) else "loss"
+        monitored = "val_loss" if len(validation[1]) else "loss"
         best = keras.callbacks.EarlyStopping(
-            monitor=watched, mode="min", patience=self.patience, restore_best_weights=True
+            monitor=monitored, mode="min", patience=self.patience, restore_best_weights=True
         )
         batches, steps = _batches(X, one_hot[codes], weights[codes], self.batch_size, self.seed_)
         model = self._build()
@@ -356,7 +356,7 @@ class KerasHead(ClassifierMixin, BaseEstimator):
             loss=keras.losses.CategoricalCrossentropy(),
             metrics=["accuracy"],
             steps_per_execution=min(steps, _MAX_STEPS_PER_CALL),
-            jit_compile=False,  # compiling takes longer than training so small a network
+            jit_compile=False,  # compiling takes longer than training such a small network
         )
         V, v = validation
         fitted = model.fit(
@@ -374,7 +374,7 @@ class KerasHead(ClassifierMixin, BaseEstimator):
         self.best_epoch_ = int(best.best_epoch)
 
     def _build(self) -> Any:
-        """Make the functional model; seeded initial weights and dropout."""
+        """Build the functional model, with seeded initial weights and dropout."""
         keras = load_keras()
         seeds = _seeds(self.seed_)
         inputs = x = keras.Input((self.n_features_in_,), name="features")
@@ -390,9 +390,10 @@ class KerasHead(ClassifierMixin, BaseEstimator):
 
 
 def _batches(X: np.ndarray, targets: np.ndarray, weights: np.ndarray, batch_size: int, seed: int) -> tuple[Any, int]:
-    """Give an endless tf.data set, each epoch in a new order that depends on the seed alone, and its steps.
+    """Return an endless tf.data set of batches, and the steps per epoch.
 
-    Dataset.shuffle and model.fit(shuffle=True) would also read TensorFlow's global seed.
+    Each epoch has a new order that depends on the seed only; Dataset.shuffle and model.fit(shuffle=True) would also
+    read TensorFlow's global seed.
     """
     import tensorflow as tf
 
@@ -411,9 +412,9 @@ def _batches(X: np.ndarray, targets: np.ndarray, weights: np.ndarray, batch_size
 
 
 def _hold_out(codes: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split row numbers in train and held out, stratified; hold out none where rows are too few.
+    """Split row numbers into training and held-out rows, stratified; hold out none if rows are too few.
 
-    Classes of a single row stay in the training part.
+    Classes of a single row are not held out.
     """
     counts = np.bincount(codes)
     rows = np.arange(len(codes))
@@ -432,7 +433,7 @@ def _seed(random_state: Any) -> int:
 
 
 def _seeds(seed: int) -> Iterator[int]:
-    """Give endless independent seeds below 2**31 from one."""
+    """Yield independent seeds below 2**31, without end."""
     rng = np.random.default_rng(seed)
     while True:
         yield int(rng.integers(2**31 - 1))

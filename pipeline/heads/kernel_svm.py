@@ -1,4 +1,4 @@
-"""`KernelSVC`: an RBF support vector machine whose kernel is one matrix product, for races."""
+"""`KernelSVC`: scikit-learn's RBF support vector machine with a faster kernel, for comparing candidates."""
 
 from typing import Any
 
@@ -8,9 +8,9 @@ from sklearn.utils.validation import check_is_fitted
 
 
 class KernelSVC(ClassifierMixin, BaseEstimator):
-    """Gives the decisions of scikit-learn's SVC, but computes its kernel with BLAS, several times as fast.
+    """An SVC whose RBF kernel is computed by one matrix product, several times faster than in scikit-learn.
 
-    It keeps all rows that it was fitted on, so it is for comparing and not for storing.
+    It keeps all training rows, so it is not meant to be saved.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ class KernelSVC(ClassifierMixin, BaseEstimator):
         self.svc = svc
 
     def fit(self, X: Any, y: Any, kernel: Any = None) -> "KernelSVC":
-        """Fit on rows (n, d) and labels (n,); the kernel of the rows (n, n) where another fit has made it."""
+        """Fit on rows (n, d) and labels (n,); `kernel` (n, n) is their kernel matrix if it is known already."""
         self.rows_ = np.asarray(X)
         self.n_features_in_ = self.rows_.shape[1]
         self.gamma_ = 1.0 / (self.n_features_in_ * (float(self.rows_.var()) or 1.0))
@@ -46,11 +46,11 @@ class KernelSVC(ClassifierMixin, BaseEstimator):
 
     @property
     def decision_function_shape(self) -> str:
-        """Shape of the decision values, as asked of the wrapped classifier."""
+        """The parameter of the wrapped classifier: "ovo" or "ovr"."""
         return str(self.svc.decision_function_shape)
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """Return decision values as the wrapped classifier does."""
+        """Return the decision values of the wrapped classifier."""
         check_is_fitted(self)
         return np.asarray(self.svc_.decision_function(self._kernel(np.asarray(X))))
 

@@ -1,8 +1,8 @@
-"""Linear heads for a whole path of regularisation strengths, by NumPy and SciPy.
+"""Linear classifiers for many regularisation strengths, in NumPy and SciPy.
 
-Neighbouring strengths have almost the same work to do: `Scatter` multiplies the vectors once for every strength
-of ridge regression and of linear discriminant analysis, `LogisticPath` starts each fit where the one before
-ended. The results are the optima that scikit-learn finds, which the tests hold them to.
+Fits of different strengths share work: `Scatter` computes one scatter matrix for all strengths of ridge regression
+and linear discriminant analysis, and `LogisticPath` starts each fit from the solution of the one before. Tests
+compare the results with scikit-learn's.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-_RANK = 100  # directions that the preconditioner knows exactly
-_MEMORY = 20  # pairs that L-BFGS remembers
+_RANK = 100  # of the preconditioner
+_MEMORY = 20  # pairs of steps and gradient changes that L-BFGS keeps
 _MAX_STEPS = 2000
 
 Array = NDArray[np.floating]
@@ -20,10 +20,10 @@ Affine = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 class Scatter:
-    """The scatter matrix of vectors, which serves all strengths of ridge regression and of discriminant analysis.
+    """The scatter matrix of vectors, for all strengths of ridge regression and linear discriminant analysis.
 
-    Each strength takes a Cholesky factorisation, a dozen of which cost what an eigendecomposition does. Where there
-    are fewer rows than columns the matrix is the smaller one of inner products.
+    Each strength takes a Cholesky factorisation, a dozen of which cost as much as one eigendecomposition. With fewer
+    rows than columns, the smaller matrix of inner products is used instead.
 
     Parameters
     ----------
@@ -45,26 +45,26 @@ class Scatter:
         self.mean: NDArray[np.float64] = X.mean(axis=0, dtype=np.float64)
         centred = X - self.mean.astype(X.dtype)
         one_hot = np.eye(len(counts), dtype=X.dtype)[codes]
-        self.sums: NDArray[np.float64] = (one_hot.T @ centred).astype(np.float64)  # of each class
+        self.sums: NDArray[np.float64] = (one_hot.T @ centred).astype(np.float64)  # of the centred rows of each class
         self.n, self.dim = X.shape
-        self.offsets = self.sums / counts[:, None]  # class means less the mean
+        self.offsets = self.sums / counts[:, None]  # class means minus the mean
         self.means = self.offsets + self.mean
-        # The rows of the smaller matrix are used again, and rounding between the two uses would be divided by a ridge.
+        # Kept in float64: _solve divides by the ridge, which would amplify a difference in rounding.
         self.rows = None if self.n >= self.dim else centred.astype(np.float64)
         inner = centred.T @ centred if self.rows is None else self.rows @ self.rows.T
         self.inner: NDArray[np.float64] = inner.astype(np.float64)
         self.total = float(np.trace(self.inner))
-        self.noise = float(np.finfo(inner.dtype).eps) * self.total  # eigenvalues below this may be rounding alone
+        self.noise = float(np.finfo(inner.dtype).eps) * self.total  # eigenvalues below this may be rounding errors
 
     def ridge(self, alpha: float) -> Affine:
-        """Fit targets of +1 and -1 as scikit-learn's RidgeClassifier does.
+        """Fit as scikit-learn's RidgeClassifier does, on targets of +1 and -1.
 
         Returns
         -------
         coef : ndarray of float64, shape (k, d), or (1, d) for two classes
         intercept : ndarray of float64, shape (k,), or (1,)
         """
-        # The sum of centred targets times centred rows is twice the sum of a class's centred rows.
+        # X'Y of the centred rows and targets is twice the sum of each class's centred rows.
         coef = self._solve(2.0 * self.sums.T, alpha).T
         intercept = 2.0 * self.shares - 1.0 - coef @ self.mean
         return (coef[1:], intercept[1:]) if len(coef) == 2 else (coef, intercept)
@@ -72,8 +72,8 @@ class Scatter:
     def lda(self, shrinkage: float) -> Affine:
         """Fit as scikit-learn's LinearDiscriminantAnalysis with solver "lsqr" does, 0 < shrinkage < 1.
 
-        The pooled covariance is the total one less that of the class means, a matrix of rank k - 1, so the
-        Woodbury identity reaches it from the same matrix.
+        The pooled covariance is the total covariance minus that of the class means, which has rank k - 1, so the
+        Woodbury identity gives its inverse from the same scatter matrix.
 
         Returns
         -------
@@ -91,7 +91,7 @@ class Scatter:
         return (coef[1:] - coef[:1], intercept[1:] - intercept[:1]) if len(coef) == 2 else (coef, intercept)
 
     def _solve(self, right: NDArray[np.float64], ridge: float) -> NDArray[np.float64]:
-        """Return (X'X + ridge I)^-1 right, also for what lies outside of the rows' span."""
+        """Return (X'X + ridge I)^-1 right; columns of `right` need not lie in the span of the rows."""
         from scipy.linalg import cho_factor, cho_solve
 
         if ridge <= self.noise:
@@ -105,7 +105,7 @@ class Scatter:
 
     @cached_property
     def _spectrum(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Eigenvalues of X'X that are more than rounding, and their directions (d, rank)."""
+        """Eigenvalues of X'X above rounding error, and their eigenvectors (d, rank)."""
         values, basis = np.linalg.eigh(self.inner)
         kept = values > values[-1] * 1e-7
         values, basis = values[kept], basis[:, kept]
@@ -113,11 +113,10 @@ class Scatter:
 
 
 class LogisticPath:
-    """Multinomial logistic regression for falling strengths, each fit starting from the one before.
+    """Multinomial logistic regression for decreasing penalties, each fit starting from the one before.
 
-    L-BFGS whose first guess of the curvature is a Nystrom approximation of it (Frangella, Tropp and Udell,
-    "Randomized Nystrom Preconditioning", SIAM J. Matrix Anal. Appl. 2023), scaled at each step by how undecided
-    the probabilities are. Work is in the type of `X`.
+    L-BFGS with a Nystrom preconditioner (Frangella, Tropp and Udell, "Randomized Nystrom Preconditioning", SIAM J.
+    Matrix Anal. Appl. 2023) of X'X, scaled at each step by the mean of p (1 - p). Computes in the dtype of `X`.
 
     Parameters
     ----------
@@ -126,11 +125,12 @@ class LogisticPath:
     codes : ndarray of int, shape (n,)
         Class of each row, 0 to k - 1, each class at least once.
     weights : ndarray of float, shape (n,), or None
-        Of the rows in the loss.
+        Weights of the rows in the loss.
     tol : float
-        A fit ends when the next step promises less than this share of what was gained since all coefficients were 0.
+        A fit ends when the expected decrease of the next step is below this fraction of the decrease since all
+        coefficients were 0.
     seed : int
-        Of the random directions.
+        Of the preconditioner.
 
     Examples
     --------
@@ -154,24 +154,24 @@ class LogisticPath:
 
     @cached_property
     def curvature(self) -> tuple[Array, Array]:
-        """Largest eigenvalues of X'X, falling, and their directions (d, rank), by subspace iteration."""
+        """Largest eigenvalues of X'X in descending order, and their eigenvectors (d, rank), by subspace iteration."""
         rank = min(_RANK, *self.X.shape)
-        drawn = np.random.default_rng(self.seed).standard_normal((self.X.shape[1], rank))
-        basis = drawn.astype(self.X.dtype)
+        gaussian = np.random.default_rng(self.seed).standard_normal((self.X.shape[1], rank))
+        basis = gaussian.astype(self.X.dtype)
         for _ in range(2):
             basis = np.linalg.qr(self.X.T @ (self.X @ basis))[0]
         image = self.X @ basis
-        values, turn = np.linalg.eigh((image.T @ image).astype(np.float64))
-        return np.maximum(values[::-1], 0.0).astype(self.X.dtype), basis @ turn[:, ::-1].astype(self.X.dtype)
+        values, rotation = np.linalg.eigh((image.T @ image).astype(np.float64))
+        return np.maximum(values[::-1], 0.0).astype(self.X.dtype), basis @ rotation[:, ::-1].astype(self.X.dtype)
 
     def fit(self, C: float) -> Affine:
-        """Fit with one inverse strength, from wherever the last fit ended.
+        """Fit with one inverse strength, starting from the last fit.
 
         Returns
         -------
         coef : ndarray of float64, shape (k, d), or (1, d) for two classes
         intercept : ndarray of float64, shape (k,), or (1,)
-            As in scikit-learn's LogisticRegression, whose penalty is on the difference where classes are two.
+            As in scikit-learn's LogisticRegression, which penalises the difference of the two columns of two classes.
         """
         two = self.targets.shape[1] == 2
         self._descend((2.0 if two else 1.0) / C)
@@ -179,68 +179,70 @@ class LogisticPath:
         return (coef[1:] - coef[:1], intercept[1:] - intercept[:1]) if two else (coef, intercept - intercept.mean())
 
     def _objective(self, point: Array, strength: float) -> tuple[float, Array, float]:
-        """Return the penalised log loss, its gradient, and the mean of weight * p (1 - p)."""
+        """Return the penalised log loss, its gradient, and `spread`, the mean of weight * p (1 - p)."""
         logits = self.X @ point[:-1] + point[-1]
         logits -= logits.max(axis=1, keepdims=True)
         odds = np.exp(logits)
         sums = odds.sum(axis=1, keepdims=True)
         losses = np.log(sums) - (logits * self.targets).sum(axis=1, keepdims=True)
         p = odds / sums
-        residuals, doubt = p - self.targets, p * (1 - p)
+        residuals, spread = p - self.targets, p * (1 - p)
         if self.weights is not None:
-            losses, residuals, doubt = losses * self.weights, residuals * self.weights, doubt * self.weights
+            losses, residuals, spread = losses * self.weights, residuals * self.weights, spread * self.weights
         gradient = np.empty_like(point)
         gradient[:-1] = self.X.T @ residuals + point.dtype.type(strength) * point[:-1]
         gradient[-1] = residuals.sum(axis=0)
         value = float(losses.sum(dtype=np.float64)) + 0.5 * strength * float(np.vdot(point[:-1], point[:-1]))
-        return value, gradient, max(float(doubt.mean()), 1e-12)
+        return value, gradient, max(float(spread.mean()), 1e-12)
 
     def _descend(self, strength: float) -> None:
-        value, gradient, doubt = self._objective(self.point, strength)
+        """Minimise the objective by L-BFGS with a backtracking line search."""
+        value, gradient, spread = self._objective(self.point, strength)
         pairs: list[tuple[Array, Array, float]] = []
         for self.steps in range(_MAX_STEPS):
-            step = -self._direction(gradient, pairs, strength, doubt)
+            step = -self._direction(gradient, pairs, strength, spread)
             slope = float(np.vdot(gradient, step))
             if -slope <= self.tol * min(value, self.start - value):
                 return
             length = 1.0
             while True:
                 point = self.point + self.X.dtype.type(length) * step
-                new_value, new_gradient, doubt = self._objective(point, strength)
+                new_value, new_gradient, spread = self._objective(point, strength)
                 if new_value <= value + 1e-4 * length * slope:
                     break
                 length *= 0.5
-                if length < 1e-6:  # rounding is all that is left
+                if length < 1e-6:  # no progress beyond rounding errors
                     return
-            moved, turned = point - self.point, new_gradient - gradient
-            if (curved := float(np.vdot(moved, turned))) > 0:
-                pairs = [*pairs, (moved, turned, 1.0 / curved)][-_MEMORY:]
+            s, y = point - self.point, new_gradient - gradient
+            if (curvature := float(np.vdot(s, y))) > 0:
+                pairs = [*pairs, (s, y, 1.0 / curvature)][-_MEMORY:]
             self.point, value, gradient = point, new_value, new_gradient
 
     def _direction(
-        self, gradient: Array, pairs: Sequence[tuple[Array, Array, float]], strength: float, doubt: float
+        self, gradient: Array, pairs: Sequence[tuple[Array, Array, float]], strength: float, spread: float
     ) -> Array:
-        """Two loops of L-BFGS (Nocedal and Wright, "Numerical Optimization", algorithm 7.4)."""
+        """Return the two-loop recursion of L-BFGS (Nocedal and Wright, "Numerical Optimization", algorithm 7.4)."""
         cast = self.X.dtype.type
-        left, factors = gradient.copy(), []
-        for moved, turned, inverse in reversed(pairs):
-            factors.append(inverse * float(np.vdot(moved, left)))
-            left -= cast(factors[-1]) * turned
-        result = self._precondition(left, strength, doubt)
+        q, alphas = gradient.copy(), []
+        for s, y, rho in reversed(pairs):
+            alphas.append(rho * float(np.vdot(s, q)))
+            q -= cast(alphas[-1]) * y
+        result = self._precondition(q, strength, spread)
         if pairs:
-            _, turned, inverse = pairs[-1]
-            result /= cast(inverse * float(np.vdot(turned, self._precondition(turned, strength, doubt))))
-        for (moved, turned, inverse), factor in zip(pairs, reversed(factors), strict=True):
-            result += cast(factor - inverse * float(np.vdot(turned, result))) * moved
+            _, y, rho = pairs[-1]
+            result /= cast(rho * float(np.vdot(y, self._precondition(y, strength, spread))))
+        for (s, y, rho), alpha in zip(pairs, reversed(alphas), strict=True):
+            result += cast(alpha - rho * float(np.vdot(y, result))) * s
         return result
 
-    def _precondition(self, point: Array, strength: float, doubt: float) -> Array:
-        """Divide by the guessed curvature, doubt * X'X + strength."""
+    def _precondition(self, point: Array, strength: float, spread: float) -> Array:
+        """Multiply by the inverse of the approximate Hessian, spread * X'X + strength."""
         cast = self.X.dtype.type
         values, basis = self.curvature
-        rest = cast(1.0 / (0.5 * doubt * float(values[-1]) + strength))
-        known = 1.0 / (cast(doubt) * values + cast(strength)) - rest
+        # Along directions outside of the basis, half the smallest known eigenvalue is assumed.
+        rest = cast(1.0 / (0.5 * spread * float(values[-1]) + strength))
+        known = 1.0 / (cast(spread) * values + cast(strength)) - rest
         result = np.empty_like(point)
         result[:-1] = rest * point[:-1] + basis @ (known[:, None] * (basis.T @ point[:-1]))
-        result[-1] = point[-1] / cast(doubt * len(self.X))
+        result[-1] = point[-1] / cast(spread * len(self.X))
         return result

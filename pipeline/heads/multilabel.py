@@ -4,7 +4,7 @@ A feature file keeps one label per image, so an image's labels are written toget
 together is taken apart here, at training.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import TrainingError, UsageError
-from pipeline.metrics.label_sets import THRESHOLD, average_precisions, mean_average_precision
-from pipeline.metrics.losses import label_log_losses
+from pipeline.metrics.label_sets import THRESHOLD
 
 
 @dataclass(frozen=True)
@@ -107,23 +106,3 @@ def one_vs_rest(head: Any) -> Any:
         raise UsageError("the dense head cannot learn several labels per image; choose another --head, such as logreg")
     # One process: a head's own threads are enough, and memory is not copied.
     return Pipeline([*head.steps[:-1], ("head", OneVsRestClassifier(last))])
-
-
-def choose(
-    fits: Sequence[Callable[[], Any]], X: NDArray[np.float32], Y: NDArray[np.int64]
-) -> tuple[int, Any, list[dict[str, float]]]:
-    """Fit each candidate and return number, fitted head and scores of the one with the smallest log loss.
-
-    The ranking alone, as in mean average precision, would not see probabilities on the wrong side of the threshold.
-    """
-    heads = [fit() for fit in fits]
-    found = [head.predict_proba(X) for head in heads]
-    scores = [
-        {
-            "log_loss": float(label_log_losses(Y, p).mean()),
-            "mean_average_precision": mean_average_precision(average_precisions(Y, p)),
-        }
-        for p in found
-    ]
-    best = min(range(len(heads)), key=lambda i: scores[i]["log_loss"])
-    return best, heads[best], scores

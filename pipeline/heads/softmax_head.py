@@ -13,23 +13,23 @@ from pipeline.heads.arrays import softmax
 from pipeline.heads.folds import make_folds
 from pipeline.heads.temperature import fit_temperature
 
-# NearestCentroid warns of constant columns, which its decision values take into account, and shrinkage of classes
-# with a single image; both are as good as such data allow.
+# Warnings of NearestCentroid about constant columns, which its decision values allow for, and of linear discriminant
+# analysis about classes of a single image.
 HARMLESS = ("self.within_class_std_dev_", "Only one sample available")
-_DUEL = 2.0  # log odds of a duel whose decision value is 1, the margin of a support vector machine
+_LOG_ODDS_AT_MARGIN = 2.0  # of one class against another, where the decision value of an SVC is 1, its margin
 
 
 class SoftmaxHead(ClassifierMixin, BaseEstimator):
-    """Gives a classifier that only has decision values its probabilities.
+    """Add probabilities to a classifier that only has decision values.
 
-    They are the softmax of the decision values over one temperature, which is chosen on decisions made out
-    of fold (see `fit_temperature`); so a linear classifier stays an affine map followed by a softmax.
+    They are softmax(decision / temperature), with a temperature chosen on out-of-fold decision values (see
+    `fit_temperature`); so a linear classifier remains an affine map followed by a softmax.
 
     Parameters
     ----------
     estimator : scikit-learn classifier with ``decision_function``
     folds : int
-        Classes with fewer rows than this take no part in choosing the temperature.
+        Classes with fewer units than this are not used to choose the temperature.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class SoftmaxHead(ClassifierMixin, BaseEstimator):
         self.folds = folds
 
     def fit(self, X: Any, y: Any, units: Any = None) -> "SoftmaxHead":
-        """Fit the classifier on all rows, and the temperature on decisions made out of fold.
+        """Fit the classifier on all rows, and the temperature on out-of-fold decision values.
 
         Parameters
         ----------
@@ -64,7 +64,7 @@ class SoftmaxHead(ClassifierMixin, BaseEstimator):
         Returns
         -------
         SoftmaxHead
-            Itself.
+            self
         """
         with warnings.catch_warnings():
             for message in HARMLESS:
@@ -79,7 +79,7 @@ class SoftmaxHead(ClassifierMixin, BaseEstimator):
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """Give the decision values of the classifier, unscaled; one a class also where it has one a pair of classes.
+        """Return the unscaled decision values, one per class even if the classifier has one per pair of classes.
 
         Parameters
         ----------
@@ -93,7 +93,7 @@ class SoftmaxHead(ClassifierMixin, BaseEstimator):
         return _per_class(self.estimator_, self.estimator_.decision_function(X), len(self.classes_))
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Give softmax(decision / temperature).
+        """Return softmax(decision / temperature).
 
         Parameters
         ----------
@@ -107,7 +107,7 @@ class SoftmaxHead(ClassifierMixin, BaseEstimator):
         return softmax(_logits(self.decision_function(X)) / self.temperature_)
 
     def predict(self, X: Any) -> np.ndarray:
-        """Give the class of the largest decision value.
+        """Return the class with the largest decision value.
 
         Parameters
         ----------
@@ -116,14 +116,14 @@ class SoftmaxHead(ClassifierMixin, BaseEstimator):
         Returns
         -------
         array of shape (n,)
-            Of the type of ``classes_``.
+            With the dtype of ``classes_``.
         """
         columns = _logits(self.decision_function(X)).argmax(axis=1)
         return np.asarray(self.classes_[columns])
 
     @classmethod
     def of(cls, fitted: Any, temperature: float) -> "SoftmaxHead":
-        """Wrap a classifier that is fitted already."""
+        """Wrap a fitted classifier."""
         head = cls(clone(fitted))
         head.estimator_, head.temperature_ = fitted, temperature
         head.classes_, head.n_features_in_ = fitted.classes_, fitted.n_features_in_
@@ -133,59 +133,60 @@ class SoftmaxHead(ClassifierMixin, BaseEstimator):
 def choose_temperatures(
     fit: Callable[[np.ndarray], Iterable[Any]], X: np.ndarray, y: np.ndarray, units: Any = None, folds: int = 3
 ) -> list[float]:
-    """Choose the temperature of each of several classifiers on decisions made out of fold.
+    """Choose the temperature of each of several classifiers on out-of-fold decision values.
 
     Parameters
     ----------
     fit : callable
-        From the numbers of some rows to the classifiers fitted on them.
+        Takes row numbers and returns the classifiers fitted on these rows.
     X : array of shape (n, d)
     y : array of shape (n,)
     units : array of shape (n,), optional
         Rows with the same value stay in one fold.
     folds : int
-        Classes of fewer units than this take no part.
+        Classes with fewer units than this are not used.
 
     Returns
     -------
     list of float
-        As many as `fit` gives; empty where fewer than two classes can take part.
+        One per classifier; empty if fewer than two classes can be used.
     """
     units = np.arange(len(y)) if units is None else np.asarray(units)
     classes, codes = np.unique(y, return_inverse=True)
-    of_units = np.unique(np.column_stack([codes, np.unique(units, return_inverse=True)[1]]), axis=0)[:, 0]
-    common = np.bincount(of_units, minlength=len(classes)) >= folds
-    if common.sum() < 2:
+    unit_classes = np.unique(np.column_stack([codes, np.unique(units, return_inverse=True)[1]]), axis=0)[:, 0]
+    usable = np.bincount(unit_classes, minlength=len(classes)) >= folds
+    if usable.sum() < 2:
         return []
-    rows = np.flatnonzero(common[codes])
-    labels = np.searchsorted(classes[common], y[rows])
+    rows = np.flatnonzero(usable[codes])
+    labels = np.searchsorted(classes[usable], y[rows])
     decisions: list[list[np.ndarray]] = []
     truths = []
     for inner, outer in make_folds(labels, folds, units=units[rows]):
-        if len(np.unique(labels[inner])) == common.sum():  # groups may hold a class back
-            shown = X[rows[outer]]
-            values = (_per_class(each, each.decision_function(shown), len(each.classes_)) for each in fit(rows[inner]))
+        if len(np.unique(labels[inner])) == usable.sum():  # a large group can hold all rows of a class
+            held = X[rows[outer]]
+            values = (_per_class(each, each.decision_function(held), len(each.classes_)) for each in fit(rows[inner]))
             decisions.append([_logits(each) for each in values])
             truths.append(labels[outer])
     return [fit_temperature(np.vstack(each), np.concatenate(truths)) for each in zip(*decisions, strict=True)]
 
 
 def _per_class(estimator: Any, decision: np.ndarray, k: int) -> np.ndarray:
-    """Sum up what a class wins against each other one, where an SVC has a decision value for each pair of classes.
+    """Return decision values per class (n, k), also for an SVC, which has one per pair of classes.
 
-    The sum of log sigmoids is the log of the chance to win every duel. SVC's own values of classes count duels
-    won, so the first two are always about 1 apart, whether the decision between them was close or clear.
+    The value of a class is the sum of log sigmoids of its pairwise values: the log probability that it wins against
+    every other class. SVC's own values per class count pairwise wins, so the two best classes are always about 1
+    apart, however close the decision between them.
     """
     if decision.ndim == 1 or getattr(estimator, "decision_function_shape", None) != "ovo":
         return np.asarray(decision)
     values = np.zeros((len(decision), k))
     for column, (first, second) in zip(decision.T, itertools.combinations(range(k), 2), strict=True):
-        values[:, first] -= np.logaddexp(0.0, -_DUEL * column)
-        values[:, second] -= np.logaddexp(0.0, _DUEL * column)
+        values[:, first] -= np.logaddexp(0.0, -_LOG_ODDS_AT_MARGIN * column)
+        values[:, second] -= np.logaddexp(0.0, _LOG_ODDS_AT_MARGIN * column)
     return values
 
 
 def _logits(decision: np.ndarray) -> np.ndarray:
-    """Give one column per class also for two classes, where scikit-learn gives a single one."""
+    """Return one column per class; for two classes scikit-learn returns a single one."""
     decision = np.asarray(decision, dtype=np.float64)
     return np.column_stack([np.zeros_like(decision), decision]) if decision.ndim == 1 else decision

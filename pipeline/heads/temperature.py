@@ -1,16 +1,17 @@
-"""The temperature of a softmax: finding it, and dividing the logits of a fitted head by it."""
+"""The temperature of a softmax: fit it, and divide the logits of a fitted head by it."""
 
+import copy
 from typing import Any
 
 import numpy as np
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Find the temperature T for which softmax(logits / T) has the smallest log loss.
+    """Fit the temperature T for which softmax(logits / T) has the smallest log loss.
 
     Temperature scaling of Guo, Pleiss, Sun and Weinberger, "On Calibration of Modern Neural
-    Networks", 2017. It never changes which class is the most probable one. One image in n + 1 is taken to
-    be of any class, so that n right decisions do not make a head infinitely sure of itself.
+    Networks", 2017. It never changes which class is the most probable one. The labels are smoothed by one image
+    in n + 1 that is of every class alike, so that n right decisions do not lead to infinite logits.
 
     Parameters
     ----------
@@ -45,48 +46,49 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(log_loss, bounds=(-bound, bound), method="bounded").x))
 
 
-def temper(head: Any, degrees: float) -> bool:
-    """Divide the logits of a fitted pipeline by a temperature, inside the head itself.
+def temper(head: Any, temperature: float) -> Any:
+    """Return a fitted pipeline whose logits are divided by a temperature; the given one stays as it is.
 
     Parameters
     ----------
     head : fitted pipeline of `make_head`
-        Changed in place where its last step ends in a softmax of its own: logistic regression, `SoftmaxHead`,
-        `KerasHead`.
-    degrees : float
-        The temperature, above 0.
+    temperature : float
+        Above 0.
 
     Returns
     -------
-    bool
-        False where the head has no logits, and nothing was changed.
+    fitted pipeline or None
+        Shares the steps before the classifier with `head`. None if the classifier has no softmax of its own, as
+        logistic regression, `SoftmaxHead` and `KerasHead` have.
 
     Examples
     --------
     >>> from pipeline.heads.classifiers import make_head
     >>> head = make_head("logreg").fit([[0.0], [1.0], [8.0], [9.0]], [0, 0, 1, 1])
-    >>> before = head.predict_proba([[9.0]])[0, 1]
-    >>> temper(head, 2.0), bool(0.5 < head.predict_proba([[9.0]])[0, 1] < before)
-    (True, True)
+    >>> bool(0.5 < temper(head, 2.0).predict_proba([[9.0]])[0, 1] < head.predict_proba([[9.0]])[0, 1])
+    True
     """
-    from pipeline.heads.keras_head import KerasHead
+    from sklearn.pipeline import Pipeline
 
-    last = head[-1]
-    if hasattr(last, "temperature_"):  # SoftmaxHead
-        last.temperature_ = float(last.temperature_ * degrees)
-    elif isinstance(last, KerasHead):
-        scaled = [np.asarray(array / np.float32(degrees), np.float32) for array in last.weights_[-2:]]
-        last.weights_ = [*last.weights_[:-2], *scaled]
-    elif is_softmax(last):
-        last.coef_ = last.coef_ / degrees
-        last.intercept_ = last.intercept_ / degrees
+    from pipeline.heads.keras_head import KerasHead
+    from pipeline.heads.softmax_head import SoftmaxHead
+
+    classifier = copy.copy(head[-1])
+    if isinstance(classifier, SoftmaxHead):
+        classifier.temperature_ = float(classifier.temperature_ * temperature)
+    elif isinstance(classifier, KerasHead):
+        last = [np.asarray(array / np.float32(temperature), np.float32) for array in classifier.weights_[-2:]]
+        classifier.weights_ = [*classifier.weights_[:-2], *last]
+    elif is_softmax(classifier):
+        classifier.coef_ = classifier.coef_ / temperature
+        classifier.intercept_ = classifier.intercept_ / temperature
     else:
-        return False
-    return True
+        return None
+    return Pipeline([*head.steps[:-1], (head.steps[-1][0], classifier)])
 
 
 def is_softmax(classifier: Any) -> bool:
-    """Say whether a classifier is scikit-learn's logistic regression with one softmax over all classes."""
+    """Return whether a classifier is scikit-learn's logistic regression with one softmax over all classes."""
     from sklearn.linear_model import LogisticRegression
 
     if not isinstance(classifier, LogisticRegression):

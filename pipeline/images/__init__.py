@@ -1,1 +1,1 @@
-"""One image file to pixels; a list of images with labels, splits and groups."""
+"""Decode images to pixels; list images with their labels, splits and groups."""

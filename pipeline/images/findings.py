@@ -1,6 +1,6 @@
-"""`Finding`: something about an image that a person should look at, and the table of them.
+"""The table of findings: images with a possible problem, such as a wrong label or a near duplicate.
 
-The audit writes the table, a person goes through its column ``action``, the training reads it back.
+The audit writes the table, a person edits its column ``action``, and training reads it.
 """
 
 import codecs
@@ -20,8 +20,8 @@ REVIEW = "review"
 KEEP = "keep"
 ACTIONS = (EXCLUDE, REVIEW, KEEP)
 _SEPARATORS = ",;\t"
-# What spreadsheets write: with a mark, or the code page of Western Windows and of old Macs, which has none.
-_MARKS = {
+# Encodings that spreadsheets write: with a byte order mark, or the code pages of Western Windows and old Macs.
+_BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -37,20 +37,21 @@ class Finding(NamedTuple):
     Parameters
     ----------
     action : {"exclude", "review", "keep"}
-        What the training does: it leaves out what is to be excluded, and nothing else.
+        Training leaves out images with ``exclude``; the other two have no effect on it.
     kind : str
-        For instance ``"label-error"``; see `pipeline.insight.audit.KINDS`.
+        The kind of problem, for example ``"label-error"``; see `pipeline.insight.audit.KINDS`.
     path : str
-        As in the feature file; empty where a whole class is meant.
+        As in the feature file; empty if the finding is about a whole class.
     label, split : str
+        Of the image.
     suggestion : str
-        The label that fits better, or the image that this one repeats.
+        The label that fits better, or the image that this one duplicates.
     score : float
-        From 0 to 1; larger is worse.
+        Severity from 0 to 1.
     group : str
         Images of one group show the same picture and belong in one split.
     detail : str
-        What was found, in words.
+        Description of the problem.
     """
 
     action: str
@@ -65,7 +66,7 @@ class Finding(NamedTuple):
 
 
 def write_findings(findings: Iterable[Finding], out: str | os.PathLike[str]) -> None:
-    """Write findings as CSV, UTF-8; bytes of a name that are not UTF-8 stay as they are.
+    """Write findings as CSV in UTF-8; file names that are not UTF-8 keep their bytes.
 
     Raises
     ------
@@ -79,37 +80,37 @@ def write_findings(findings: Iterable[Finding], out: str | os.PathLike[str]) -> 
             table = csv.writer(file)
             table.writerow(Finding._fields)
             for finding in findings:
-                table.writerow(finding._replace(score=f"{finding.score:.4f}"))  # type: ignore[arg-type]
+                table.writerow((finding._asdict() | {"score": f"{finding.score:.4f}"}).values())
     except OSError as error:
         raise PipelineError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
 
 
 def read_findings(path: str | os.PathLike[str]) -> list[Finding]:
-    """Read the table back, as `write_findings` or a spreadsheet wrote it.
+    """Read a table of findings as written by `write_findings` or by a spreadsheet.
 
-    Columns may be parted by commas, semicolons or tabs; the case of their headings does not matter. Only the
-    column ``path`` must be there; without ``action`` every row is to be excluded. Rows without a
-    path, about a whole class, are left out. UTF-8 without a mark is assumed: bytes of another
-    encoding stay in the paths for `with_known_paths`.
+    The separator is a comma, a semicolon or a tab, and the case of the headings is ignored. Only the column
+    ``path`` is required; without a column ``action`` every row counts as ``exclude``. Rows without a path (about
+    a whole class) are skipped. Without a byte order mark the encoding is UTF-8; bytes of another encoding stay in
+    the paths as surrogates for `with_known_paths`.
 
     Raises
     ------
     UsageError
-        If there is no such table, its text cannot be read, or a row has an unknown action.
+        If the table is missing or cannot be read, or a row has an unknown action.
 
     Examples
     --------
     >>> read_findings("no.csv")
     Traceback (most recent call last):
         ...
-    pipeline.errors.UsageError: cannot read the findings no.csv: No such file or directory; make them with audit.py
+    pipeline.errors.UsageError: cannot read the findings no.csv: No such file or directory; create them with audit.py
     """
     try:
         data = Path(path).read_bytes()
-        encoding = next((encoding for mark, encoding in _MARKS.items() if data.startswith(mark)), "utf-8")
+        encoding = next((encoding for mark, encoding in _BYTE_ORDER_MARKS.items() if data.startswith(mark)), "utf-8")
         plain = data.decode(encoding, "surrogateescape" if encoding.startswith("utf-8") else "strict")
         if "\0" in plain:
-            raise UsageError(f"{path} is no plain text; save the table as CSV, UTF-8")
+            raise UsageError(f"{path} is not plain text; save the table as CSV, UTF-8")
         text = io.StringIO(plain, newline="")
         heading = text.readline()
         text.seek(0)
@@ -118,9 +119,9 @@ def read_findings(path: str | os.PathLike[str]) -> list[Finding]:
         rows = [{name: value or "" for name, value in row.items() if name} for row in table]
     except (OSError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(f"cannot read the findings {path}: {reason}; make them with audit.py") from error
+        raise UsageError(f"cannot read the findings {path}: {reason}; create them with audit.py") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is no sound {error.encoding}; save the table as CSV, UTF-8") from error
+        raise UsageError(f"{path} is not valid {error.encoding}; save the table as CSV, UTF-8") from error
     if "path" not in columns:
         raise UsageError(f"{path} has the columns {', '.join(columns) or '(none)'}; expected at least path")
     findings = []
@@ -140,14 +141,14 @@ def read_findings(path: str | os.PathLike[str]) -> list[Finding]:
 
 
 def with_known_paths(findings: Iterable[Finding], known: Container[str]) -> list[Finding]:
-    r"""Mend the paths that a spreadsheet wrote in a code page.
+    r"""Correct the paths that a spreadsheet saved in another encoding.
 
     Parameters
     ----------
     findings : iterable of Finding
     known : container of str
-        The paths that there are. One that is not among them, and holds bytes that are not UTF-8, is read in the
-        code pages of Western Windows and of old Macs, and changed if that is known.
+        All paths of the images. A path outside them with bytes that are not UTF-8 is decoded as Windows-1252,
+        then as Mac Roman, and replaced by the first result that is known.
 
     Returns
     -------
@@ -158,16 +159,16 @@ def with_known_paths(findings: Iterable[Finding], known: Container[str]) -> list
     >>> with_known_paths([Finding("exclude", "dark", "b\udce4r.jpg")], {"bär.jpg"})[0].path
     'bär.jpg'
     """
-    return [finding._replace(path=_known(finding.path, known)) for finding in findings]
+    return [finding._replace(path=_known_path(finding.path, known)) for finding in findings]
 
 
-def _known(path: str, known: Container[str]) -> str:
+def _known_path(path: str, known: Container[str]) -> str:
     if path in known or path.isprintable():
         return path
     for page in _CODE_PAGES:
         with contextlib.suppress(UnicodeDecodeError):
-            if (read := path.encode("utf-8", "surrogateescape").decode(page)) in known:
-                return read
+            if (decoded := path.encode("utf-8", "surrogateescape").decode(page)) in known:
+                return decoded
     return path
 
 
@@ -181,7 +182,7 @@ def excluded_paths(findings: Iterable[Finding]) -> set[str]:
 
 
 def describe_findings(findings: Iterable[Finding]) -> str:
-    """Count findings by kind, in a line: ``3 dark, 1 label-error``."""
+    """Return the number of findings of each kind, such as ``3 dark, 1 label-error``."""
     counts: dict[str, int] = {}
     for finding in findings:
         counts[finding.kind] = counts.get(finding.kind, 0) + 1

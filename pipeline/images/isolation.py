@@ -1,10 +1,10 @@
-"""Decoding in child processes: an image can hang, crash or exhaust a decoder, but not the run.
+"""Decoding in child processes: an image that hangs, crashes or exhausts a decoder does not stop the run.
 
-A child is a fresh Python that imports one decoding function and answers requests on its standard
-input: the content of an image and arguments in JSON go in, pixels or the reason of an `ImageError`
-come out; nothing is pickled in either direction. The kernel ends a child that takes too long
-(``SIGPROF``, ``SIGALRM``) or too much memory (``RLIMIT_AS``), and one whose parent has died reads the end of its
-input. Children decode large images one at a time, write to no terminal and are out of reach of Ctrl-C.
+A child is a new Python process that imports one decoding function and answers requests on its standard input.
+A request is the content of an image and arguments in JSON; the answer is pixels or an `ImageError`. Nothing is
+pickled. The kernel ends a child that takes too much time (``SIGPROF``, ``SIGALRM``) and limits its memory
+(``RLIMIT_AS``); a child exits when its parent does. Children decode large images one at a time, write nothing to
+the terminal and do not receive Ctrl-C.
 
 >>> from pipeline.images.decode import load_pixels
 >>> with Decoders(load_pixels) as decode:
@@ -37,22 +37,23 @@ from numpy.typing import NDArray
 from pipeline.errors import ImageError, PipelineError, UsageError
 from pipeline.images import decode
 
-__all__ = ["MEMORY_LIMIT", "PATIENCE", "TIME_LIMIT", "Decoders"]
+__all__ = ["MEMORY_LIMIT", "TIME_LIMIT", "WALL_CLOCK_FACTOR", "Decoders"]
 
 TIME_LIMIT: float = 30.0
-"""Seconds of processor time that one image may take; the largest that is allowed takes about three."""
+"""Seconds of processor time for one image; the largest allowed image takes about three."""
 
-PATIENCE: float = 4.0
-"""Times the time limit that may pass on the clock, on a busy machine or in a decoder that only waits."""
+WALL_CLOCK_FACTOR: float = 4.0
+"""Wall-clock time for one image, as a multiple of its processor time: the machine may be busy."""
 
 MEMORY_LIMIT: int = 3 << 30
-"""Bytes of address space of one child; the largest image that is allowed needs 1.2 GB."""
+"""Bytes of address space of one child; the largest allowed image needs 1.2 GB."""
 
 _FRAME = struct.Struct("<QQ")  # lengths of the JSON and of the bytes that follow
-_PIPE_BYTES = 1 << 20  # where the kernel has pipes that large: fewer switches between the processes
-_DYING_SECONDS = 5.0  # from the end of its output to the end of a process
+_PIPE_BYTES = 1 << 20  # large pipes, if the kernel allows them: fewer switches between processes
+_EXIT_SECONDS = 5.0  # from the end of a child's output to its exit
+_CLOSED = "the decoding processes are closed; create new Decoders"
 _ERRORS: dict[str, type[PipelineError]] = {kind.__name__: kind for kind in (ImageError, UsageError)}
-# The folders to import from are the parent's, whatever started it.
+# The child imports from the same folders as the parent, however the parent was started.
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]);"
     "from pipeline.images.isolation import _serve; _serve(*json.loads(sys.argv[2]))"
@@ -60,26 +61,26 @@ _START = (
 
 
 class Decoders:
-    """A decoding function that runs in child processes, one for each thread that calls it at a time.
+    """A decoding function that runs in child processes, one for each thread that is calling it.
 
-    Children are started when they are needed, or ahead of it by `start`. One that dies is replaced, and
-    its image is given to one other child before it is called bad.
+    Children are started on demand, or in advance by `start`. A child that dies is replaced; its image is tried
+    once more in another child before it counts as bad.
 
     Parameters
     ----------
     function : callable (bytes, ...) -> ndarray of uint8
-        Importable by its module and name. Its further arguments must be JSON.
+        Importable by its module and name. Its other arguments must be JSON.
     time_limit : float
-        Seconds of processor time for one image; on the clock, `PATIENCE` times as many.
+        Seconds of processor time for one image; its wall-clock limit is `WALL_CLOCK_FACTOR` times as long.
     memory_limit : int
         Bytes of address space of a child.
 
     Raises
     ------
     ImageError
-        When called: whatever the function raises, or ``timeout`` or ``crashed``.
+        When called: as the function raises it, or with the reason ``timeout`` or ``crashed``.
     PipelineError
-        When called: if no child can be started.
+        When called: if no child can be started, or after `close`.
 
     Examples
     --------
@@ -103,7 +104,7 @@ class Decoders:
         self._idle: list[_Child] = []
         self._all: set[_Child] = set()
         self._closed = False
-        self._turns: BinaryIO | None = None  # locked by the child that decodes a large image
+        self._large_lock: BinaryIO | None = None  # locked by the child that decodes a large image
 
     def __enter__(self) -> Self:
         return self
@@ -114,13 +115,13 @@ class Decoders:
         self.close()
 
     def start(self) -> None:
-        """Start a child now, so that it is there when the first image is; does not wait for it."""
+        """Start a child in advance, without waiting until it is ready."""
         child = self._new()
         with self._lock:
             self._idle.append(child)
 
     def close(self) -> None:
-        """End all children, also those at work."""
+        """End all children, including those that are decoding."""
         with self._lock:
             self._closed = True
             children, self._all = self._all, set()
@@ -128,22 +129,24 @@ class Decoders:
             child.process.kill()
         for child in children:
             child.end()
-        if self._turns:
-            self._turns.close()
+        if self._large_lock:
+            self._large_lock.close()
 
     def __call__(self, content: bytes, *arguments: Any) -> NDArray[np.uint8]:
         """Return ``function(content, *arguments)``; safe to call from many threads."""
         for _ in range(2):
             child = self._borrow()
             try:
-                answer = child.ask(content, arguments)
-            except (EOFError, OSError, ValueError):  # ValueError: `close` has closed the pipe meanwhile
+                answer = child.request(content, arguments)
+            except (EOFError, OSError, ValueError):  # ValueError: `close` has closed the pipe
                 status = self._drop(child)
                 if status == -signal.SIGPROF:
-                    raise ImageError("timeout", f"decoding took more than {self._time_limit:g} s") from None
+                    raise ImageError(
+                        "timeout", f"decoding took more than {self._time_limit:g} s of processor time"
+                    ) from None
                 if status == -signal.SIGALRM:
-                    limit = self._time_limit * PATIENCE
-                    raise ImageError("timeout", f"decoding was not done after {limit:g} s") from None
+                    limit = self._time_limit * WALL_CLOCK_FACTOR
+                    raise ImageError("timeout", f"decoding took more than {limit:g} s") from None
                 continue
             except BaseException:
                 child.process.kill()
@@ -156,10 +159,10 @@ class Decoders:
             return answer
         if not child.ready:
             raise PipelineError(
-                f"no process can be started to decode images ({_how(status)}); check the memory that is free, and that"
+                f"cannot start a process to decode images ({_ending(status)}); check that memory is free and that"
                 f" {sys.executable or 'Python'} runs"
             )
-        raise ImageError("crashed", f"the decoder died twice ({_how(status)})")
+        raise ImageError("crashed", f"the decoding process died twice ({_ending(status)})")
 
     def _borrow(self) -> "_Child":
         with self._lock:
@@ -170,13 +173,14 @@ class Decoders:
     def _new(self) -> "_Child":
         try:
             with self._lock:
-                self._turns = self._turns or cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 - see close
-            child = _Child(self._task, self._turns.fileno())
-        except ValueError as error:  # `close` has closed the file meanwhile
-            raise PipelineError("the decoders are closed") from error
+                if self._large_lock is None:
+                    self._large_lock = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 - closed by `close`
+            child = _Child(self._task, self._large_lock.fileno())
+        except ValueError as error:  # `close` has closed the file
+            raise PipelineError(_CLOSED) from error
         except OSError as error:
             raise PipelineError(
-                f"no process can be started to decode images ({error.strerror}); close others, or raise the limit"
+                f"cannot start a process to decode images ({error.strerror}); end other processes or raise the limit"
             ) from error
         with self._lock:
             if not self._closed:
@@ -184,7 +188,7 @@ class Decoders:
                 return child
         child.process.kill()
         child.end()
-        raise PipelineError("the decoders are closed")
+        raise PipelineError(_CLOSED)
 
     def _drop(self, child: "_Child") -> int:
         with self._lock:
@@ -193,18 +197,18 @@ class Decoders:
 
 
 class _Child:
-    """One child process; used by one thread at a time."""
+    """One child process, used by one thread at a time."""
 
-    def __init__(self, task: list[Any], turns: int) -> None:
+    def __init__(self, task: list[Any], large_lock: int) -> None:
         self.ready = False
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _START, json.dumps(sys.path), json.dumps([*task, turns])],
-            pass_fds=[turns],
+            [sys.executable, "-P", "-c", _START, json.dumps(sys.path), json.dumps([*task, large_lock])],
+            pass_fds=[large_lock],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # libraries in C write there what `ImageError` says already
+            stderr=subprocess.DEVNULL,  # libraries in C write there what the `ImageError` says
             env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-            process_group=0,  # Ctrl-C is for the parent, which knows what to do
+            process_group=0,  # only the parent receives Ctrl-C
         )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
@@ -213,7 +217,7 @@ class _Child:
             with contextlib.suppress(OSError, AttributeError):
                 fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
-    def ask(self, content: bytes, arguments: tuple[Any, ...]) -> NDArray[np.uint8] | Exception:
+    def request(self, content: bytes, arguments: tuple[Any, ...]) -> NDArray[np.uint8] | Exception:
         if not self.ready:
             _receive_head(self._answers)
             self.ready = True
@@ -227,9 +231,9 @@ class _Child:
         return pixels.reshape(head["shape"])
 
     def end(self) -> int:
-        """Wait for a process that is dying, and return how it ended."""
+        """Wait for a process that is exiting, and return its exit status."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(_DYING_SECONDS)
+            self.process.wait(_EXIT_SECONDS)
         self.process.kill()
         for pipe in (self._requests, self._answers):
             with contextlib.suppress(OSError):
@@ -237,7 +241,7 @@ class _Child:
         return self.process.wait()
 
 
-def _how(status: int) -> str:
+def _ending(status: int) -> str:
     return signal.Signals(-status).name if status < 0 else f"exit code {status}"
 
 
@@ -249,51 +253,51 @@ def _send(pipe: Any, head: Any, body: bytes | memoryview) -> None:
 
 
 def _receive_head(pipe: Any) -> tuple[Any, int]:
-    head, body = _FRAME.unpack(_exactly(pipe, _FRAME.size))
-    return json.loads(_exactly(pipe, head)), body
+    head, body = _FRAME.unpack(_read_exactly(pipe, _FRAME.size))
+    return json.loads(_read_exactly(pipe, head)), body
 
 
-def _exactly(pipe: Any, count: int) -> bytes:
+def _read_exactly(pipe: Any, count: int) -> bytes:
     data: bytes = pipe.read(count)
     if len(data) != count:
         raise EOFError
     return data
 
 
-def _serve(module: str, name: str, time_limit: float, memory_limit: int, turns: int) -> None:
-    """Be a child: answer requests until the parent closes the pipe."""
+def _serve(module: str, name: str, time_limit: float, memory_limit: int, large_lock: int) -> None:
+    """Run as a child: answer requests until the parent closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in (signal.SIGPROF, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     requests: BinaryIO = os.fdopen(os.dup(0), "rb")
     answers: BinaryIO = os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whatever a library prints must not come between
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a library may print, but not between the answers
     function = getattr(importlib.import_module(module), name)
     for limit, value in ((resource.RLIMIT_AS, memory_limit), (resource.RLIMIT_CORE, 0)):
-        with contextlib.suppress(OSError, ValueError):  # a lower limit is in force already, or there is none
+        with contextlib.suppress(OSError, ValueError):  # a lower limit is set already, or the system has none
             resource.setrlimit(limit, (value, value))
 
-    def take_turns() -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)  # waiting is no fault of this image
-        fcntl.lockf(turns, fcntl.LOCK_EX)
-        signal.setitimer(signal.ITIMER_REAL, time_limit * PATIENCE)
+    def lock_large_images() -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # the wait does not count against this image
+        fcntl.lockf(large_lock, fcntl.LOCK_EX)
+        signal.setitimer(signal.ITIMER_REAL, time_limit * WALL_CLOCK_FACTOR)
 
-    decode.before_large = take_turns
+    decode.before_large_image = lock_large_images
     try:
         _send(answers, {}, b"")
         while True:
             arguments, size = _receive_head(requests)
-            content = _exactly(requests, size)
+            content = _read_exactly(requests, size)
             signal.setitimer(signal.ITIMER_PROF, time_limit)
-            signal.setitimer(signal.ITIMER_REAL, time_limit * PATIENCE)
+            signal.setitimer(signal.ITIMER_REAL, time_limit * WALL_CLOCK_FACTOR)
             head, body = _answer(function, content, arguments)
             signal.setitimer(signal.ITIMER_PROF, 0)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            fcntl.lockf(turns, fcntl.LOCK_UN)
+            fcntl.lockf(large_lock, fcntl.LOCK_UN)
             _send(answers, head, body)
     except (EOFError, BrokenPipeError):
         os._exit(0)
-    except BaseException:  # noqa: BLE001 - at once: an interpreter takes its time to end
+    except BaseException:  # noqa: BLE001 - exit at once, without the interpreter's slow shutdown
         os._exit(1)
 
 
@@ -306,4 +310,7 @@ def _answer(function: Callable[..., NDArray[np.uint8]], content: bytes, argument
     except UsageError as error:
         return {"error": "UsageError", "arguments": [str(error)]}, b""
     except MemoryError:
-        return {"error": "ImageError", "arguments": ["too-large", "it needs more memory than a decoder may use"]}, b""
+        return {
+            "error": "ImageError",
+            "arguments": ["too-large", "it needs more memory than a decoding process may use"],
+        }, b""

@@ -1,4 +1,4 @@
-"""Which images, in which order, with which label, split and group.
+"""The list of images, with their labels, splits and groups.
 
 >>> manifest = Manifest.from_paths(["b.jpg", "a.jpg"])
 >>> list(manifest.paths), manifest.labels
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from pipeline.errors import ManifestError
-from pipeline.images.scan import SPLIT_OF_FOLDER, FoundFolder, Scan, find_images, nothing_found
+from pipeline.images.scan import SPLIT_OF_FOLDER, FoundFolder, Scan, find_images, no_images_message
 from pipeline.images.splits import SPLITS
 from pipeline.images.tables import READERS, Row
 from pipeline.images.texts import Positions, Texts, encode
@@ -25,30 +25,30 @@ __all__ = ["Manifest"]
 
 @dataclass(frozen=True)
 class Manifest:
-    """Ordered rows, one for each image.
+    """Ordered list of images, one row each.
 
     Parameters
     ----------
     root : pathlib.Path
         The folder that paths are relative to.
-    paths : Texts, or any sequence of str, which becomes one, length n
+    paths : Texts or sequence of str, length n
         POSIX, relative to ``root`` or absolute, unique. Bytes of a name that are not UTF-8 are
-        surrogates, as `os.fsdecode` makes them.
+        surrogates, as in `os.fsdecode`.
     labels : tuple of int, length n
-        Index into ``classes``; -1 without a label.
+        Index into ``classes``; -1 for no label.
     classes : tuple of str
         Names of the classes, sorted.
     splits : Texts or sequence of str, length n
-        "train", "validation", "test", or "" where there is none.
+        "train", "validation", "test", or "" for none.
     groups : Texts or sequence of str, length n
-        Rows of one group belong in one split; "" where there is none.
+        Rows of one group belong in one split; "" for none.
     left_out : mapping of str to int
-        What was passed over while a folder was read: how many, by kind.
+        Number of entries of a folder that are not images, by kind.
 
     Raises
     ------
     ManifestError
-        When the columns contradict each other; the message names the first row that does.
+        When the columns contradict each other; the message names the first such row.
 
     Examples
     --------
@@ -79,13 +79,15 @@ class Manifest:
     def _check_rows(self) -> None:
         for path, label, split in zip(self.paths, self.labels, self.splits, strict=True):
             if not path or "\0" in path:
-                raise ManifestError(f"path {path!r} names no file: give a path without NUL")
+                raise ManifestError(
+                    f"path {path!r} cannot be a file: give a path that is not empty and has no NUL character"
+                )
             if not -1 <= label < len(self.classes):
                 raise ManifestError(f"label {label} of {path!r} is out of range: there are {len(self.classes)} classes")
             if split and split not in SPLITS:
                 raise ManifestError(f"unknown split {split!r} of {path!r}: use {', '.join(SPLITS)} or nothing")
         if twice := Positions(self.paths).repeated():
-            raise ManifestError(f"path {self.paths[twice[1]]!r} is there twice: keep one of its rows")
+            raise ManifestError(f"path {self.paths[twice[1]]!r} appears twice: keep one of its rows")
 
     def _check_groups(self) -> None:
         if not self.groups.lengths().any():
@@ -94,14 +96,15 @@ class Manifest:
         for path, group, split in zip(self.paths, self.groups, self.splits, strict=True):
             if group and split and split_of.setdefault(group, split) != split:
                 raise ManifestError(
-                    f"group {group!r} is in {split_of[group]} and, with {path!r}, in {split}: keep a group in one split"
+                    f"group {group!r} is in {split_of[group]}, but its image {path!r} is in {split}:"
+                    " keep each group in one split"
                 )
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def path_of(self, index: int) -> Path:
-        """Return where image ``index`` can be opened.
+        """Return the path to open image ``index``.
 
         Parameters
         ----------
@@ -137,7 +140,7 @@ class Manifest:
         Raises
         ------
         ManifestError
-            When ``source`` does not exist or is none of these, or as the other constructors do.
+            When ``source`` does not exist or is none of these, and as in `from_folder`, `from_table` and `from_paths`.
 
         Examples
         --------
@@ -154,12 +157,12 @@ class Manifest:
 
     @classmethod
     def from_paths(cls, paths: Iterable[str | os.PathLike[str]]) -> "Manifest":
-        """List images without labels, in the given order.
+        """Make a manifest from paths, in their order and without labels.
 
         Parameters
         ----------
         paths : iterable of str or os.PathLike
-            Relative to the current folder, or absolute. They need not exist.
+            Relative to the current folder, or absolute. The files need not exist.
 
         Returns
         -------
@@ -169,7 +172,7 @@ class Manifest:
         Raises
         ------
         ManifestError
-            When the list is empty, or has a path twice.
+            When the list is empty or repeats a path.
 
         Examples
         --------
@@ -187,8 +190,8 @@ class Manifest:
         r"""Read a CSV or Parquet table with the columns ``path[,label][,split][,group]``.
 
         Rows keep their order and other columns are ignored. Paths are relative to the folder of the
-        table, or absolute; a file that does not exist keeps its row. An empty cell is no label, no
-        split, no group. Splits may be written as the folders of `from_folder`.
+        table, or absolute; a file that does not exist keeps its row. An empty cell means no label,
+        split or group. Splits may have any name that `from_folder` accepts.
 
         Parameters
         ----------
@@ -203,8 +206,8 @@ class Manifest:
         ------
         ManifestError
             When the table is missing, cannot be read, is empty, has no column ``path``, or has a row
-            with no path, with the path of another row, or with an unknown split. Rows are numbered
-            as a spreadsheet does it: the header of a CSV is row 1; a Parquet table starts at row 1.
+            without a path, with the path of another row, or with an unknown split. Messages number
+            rows as a spreadsheet does: the header of a CSV is row 1; a Parquet table starts at row 1.
 
         Examples
         --------
@@ -218,18 +221,18 @@ class Manifest:
         table = Path(path)
         reader = READERS.get(table.suffix.lower())
         if not stat.S_ISREG(_mode_of(table)) or reader is None:
-            raise ManifestError(f"{str(table)!r} is no table: give a folder, a .csv or a .parquet file")
+            raise ManifestError(f"{str(table)!r} is not a table: give a folder, a .csv or a .parquet file")
         manifest = cls._from_rows(reader(table), table.absolute().parent, repr(str(table)))
         if not len(manifest):
-            raise ManifestError(f"{str(table)!r} has no rows: give one row for each image")
+            raise ManifestError(f"{str(table)!r} has no rows: add one row for each image")
         return manifest
 
     @classmethod
-    def _from_rows(cls, rows: Iterable["Row"], root: Path, where: str) -> "Manifest":
+    def _from_rows(cls, rows: Iterable[Row], root: Path, where: str) -> "Manifest":
         numbers, paths, labels, splits, groups = array("q"), [], [], [], []
         for row in rows:
             if not row.path:
-                raise ManifestError(f"row {row.number} of {where} has no path: name an image")
+                raise ManifestError(f"row {row.number} of {where} has no path: add the path of an image")
             if row.split and row.split.lower() not in SPLIT_OF_FOLDER:
                 raise ManifestError(
                     f"row {row.number} of {where} has the unknown split {row.split!r}: "
@@ -251,24 +254,24 @@ class Manifest:
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str], *, labelled: bool = True) -> "Manifest":
-        """Find the images of a folder; the layout tells their labels and splits.
+        """Find the images in a folder; its layout gives their labels and splits.
 
-        - Folders with images are classes, and an image at any depth belongs to the topmost one.
-        - When all of them are called train, training, validation, val, valid, test or testing (in
-          any case), or two different splits are among them, these are splits, and the folders in
-          them are classes.
-        - Images with no class folder beside them have no label.
+        - Each top-level folder with images is a class, with all images at any depth below it.
+        - If all of these are named train, training, validation, val, valid, test or testing (in any
+          case), or if two different splits are among them, these are splits, and the folders
+          inside them are classes.
+        - If there are no class folders, the images have no label.
 
         Images are files whose suffix is in ``pipeline.images.decode.SUFFIXES``; links are followed.
-        The rest is passed over and counted in ``left_out``: a folder without images makes no class;
-        an image beside class folders gets no label, so it is no row.
+        Everything else is counted in ``left_out``, including folders without images and images next
+        to class folders.
 
         Parameters
         ----------
         folder : str or os.PathLike
             Becomes ``root``.
         labelled : bool
-            False takes every image at any depth, without label and split, whatever the layout.
+            False takes every image at any depth without label and split, and ignores the layout.
 
         Returns
         -------
@@ -278,7 +281,7 @@ class Manifest:
         Raises
         ------
         ManifestError
-            When the folder is missing, cannot be read, or holds no image.
+            When the folder is missing, cannot be read, or contains no image.
 
         Examples
         --------
@@ -296,14 +299,15 @@ class Manifest:
         root = Path(folder).absolute()
         scan = Scan(root)
         found = find_images(scan) if labelled else [FoundFolder("", scan.images_below(""))]
-        found.sort(key=lambda folder: encode(f"{folder.path}/"))  # one in turn is sorted, and none is below another
+        # Enough to sort all images: those of a folder are sorted, and no folder is inside another.
+        found.sort(key=lambda folder: encode(f"{folder.path}/"))
 
         def column(name: str) -> Iterator[str]:
             return (text for folder in found for text in itertools.repeat(getattr(folder, name), len(folder.images)))
 
         paths = Texts.of_bytes(raw for folder in found for raw in folder.images.raws())
         if not paths:
-            raise ManifestError(nothing_found(scan))
+            raise ManifestError(no_images_message(scan))
         classes, labels = _indexed(column("label"))
         splits = Texts.of(column("split"))
         return cls(root, paths, labels, classes, splits, Texts.of(itertools.repeat("", len(paths))), scan.counts())
@@ -323,10 +327,10 @@ def _mode_of(path: str | os.PathLike[str]) -> int:
 
 
 def _indexed(names: Iterable[str]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Sorted classes, and the index of each name in them; "" is no class."""
-    met: dict[str, int] = {}
-    numbers = [met.setdefault(name, len(met)) for name in names]
-    classes = tuple(sorted(met.keys() - {""}))
+    """Return the sorted classes and each name's index in them; -1 for ""."""
+    seen: dict[str, int] = {}
+    numbers = [seen.setdefault(name, len(seen)) for name in names]
+    classes = tuple(sorted(seen.keys() - {""}))
     index = {name: number for number, name in enumerate(classes)} | {"": -1}
-    final = [index[name] for name in met]
+    final = [index[name] for name in seen]
     return classes, tuple(final[number] for number in numbers)

@@ -1,7 +1,7 @@
-"""Ways to bring an image of any shape to a square, all antialiased.
+"""Resize an image of any shape to a square, with antialiasing.
 
-Pillow's bilinear filter is a triangle whose support grows with the scale, which is what
-``tf.image.resize(..., "bilinear", antialias=True)`` computes too.
+Pillow's bilinear filter is a triangle whose support grows with the scale, as in
+``tf.image.resize(..., "bilinear", antialias=True)``.
 
 >>> from PIL import Image
 >>> resize(Image.new("RGB", (400, 533)), 150, "crop").size
@@ -18,17 +18,17 @@ __all__ = ["RESIZE_POLICIES", "resize"]
 
 _FILTER = Image.Resampling.BILINEAR
 
-# White, because transparency is composited on white as well: one background everywhere.
+# White, as behind transparent pixels.
 _BACKGROUND = (255, 255, 255)
 
 
 def _squash(image: Image.Image, size: int) -> Image.Image:
-    """Both sides to ``size``; the aspect ratio is not kept."""
+    """Resize both sides to ``size``; the aspect ratio changes."""
     return image.resize((size, size), _FILTER)
 
 
 def _crop(image: Image.Image, size: int) -> Image.Image:
-    """Shorter side to ``size``, then the centre; the box lets one resampling do both."""
+    """Resize the central square; the box crops and resizes in one resampling."""
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
@@ -36,7 +36,7 @@ def _crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def _pad(image: Image.Image, size: int) -> Image.Image:
-    """Longer side to ``size``, centred on the background."""
+    """Resize the longer side to ``size`` and centre the image on the background."""
     longer = max(image.size)
     width, height = (max(1, round(side * size / longer)) for side in image.size)
     canvas = Image.new("RGB", (size, size), _BACKGROUND)
@@ -52,7 +52,7 @@ RESIZE_POLICIES: dict[str, Callable[[Image.Image, int], Image.Image]] = {
 
 
 def resize(image: Image.Image, size: int, policy: str = "squash") -> Image.Image:
-    """Bring an RGB image to a square of ``size`` x ``size`` pixels.
+    """Resize an RGB image to a square of ``size`` x ``size`` pixels.
 
     Parameters
     ----------
@@ -61,8 +61,8 @@ def resize(image: Image.Image, size: int, policy: str = "squash") -> Image.Image
     size : int
         Side of the square in pixels, at least 1.
     policy : {"squash", "crop", "pad"}
-        ``squash`` ignores the aspect ratio, ``crop`` brings the shorter side to ``size`` and keeps
-        the centre, ``pad`` brings the longer side to ``size`` and fills up with white.
+        ``squash`` ignores the aspect ratio, ``crop`` resizes the shorter side to ``size`` and keeps
+        the centre, ``pad`` resizes the longer side to ``size`` and fills the rest with white.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Which images a folder holds, and what its layout says of their labels and splits."""
+"""Find the images in a folder, with the labels and splits that its layout gives them."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ SPLIT_OF_FOLDER = {
 }
 _HIDDEN = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 
-# Kinds of things that a folder scan passes over.
+# Kinds of entries that a folder scan leaves out.
 _KIND_HIDDEN = "hidden"
 _KIND_NAME = "not an image name"
 _KIND_SPECIAL = "not a regular file"
@@ -35,7 +35,7 @@ _KIND_BESIDE = "image beside the split folders"
 
 
 class FoundFolder(NamedTuple):
-    """The images below a folder, their class and their split, "" where there is none."""
+    """The images below a folder, with their class and split; "" for none."""
 
     path: str
     images: Texts
@@ -44,7 +44,7 @@ class FoundFolder(NamedTuple):
 
 
 class Scan:
-    """Lists folders below a root and counts what is no image."""
+    """Lists the folders below a root, and counts the entries that are not images."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -52,11 +52,11 @@ class Scan:
         self.suffixes: Counter[str] = Counter()
 
     def counts(self) -> dict[str, int]:
-        """Return how much was left out, by kind."""
+        """Return the number of entries left out, by kind."""
         return {kind: count for kind, count in sorted(self.left_out.items()) if count}
 
     def entries(self, relative: str = "") -> tuple[list[str], list[bytes]]:
-        """Relative paths of the folders right inside a folder, and of the images as bytes; both sorted."""
+        """Return the sorted relative paths of a folder's subfolders, and of its images (as bytes)."""
         folders: list[str] = []
         images: list[bytes] = []
         prefix = f"{relative}/" if relative else ""
@@ -71,16 +71,16 @@ class Scan:
                     else:
                         self.left_out[kind] += 1
         except OSError as error:
-            if relative and isinstance(error, FileNotFoundError):  # it vanished since its parent was listed
+            if relative and isinstance(error, FileNotFoundError):  # deleted since its parent was listed
                 self.left_out[_KIND_UNREADABLE] += 1
                 return [], []
-            # Not left out: a whole class could be gone, and an older feature file would drop its rows.
+            # An error: without a whole class, the rows of an existing feature file would be dropped.
             folder = self.root / relative
             raise ManifestError(f"{str(folder)!r} cannot be read: {error.strerror}; check its permissions") from error
         return sorted(folders), sorted(images)
 
     def _kind(self, entry: "os.DirEntry[str]") -> str:
-        """Type of an entry; the folder listing knows it, only a link costs a look at its target."""
+        """Return "folder", "image" or the kind to leave out; only links need a further system call."""
         name = entry.name
         if name.startswith(".") or name.lower() in _HIDDEN:
             return _KIND_HIDDEN
@@ -92,14 +92,14 @@ class Scan:
                 return _KIND_BROKEN if broken else _KIND_SPECIAL
         except OSError as error:
             return _KIND_LOOP if error.errno == errno.ELOOP else _KIND_UNREADABLE
-        suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 (a Path for each file takes seconds)
+        suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122 (a Path per file takes seconds)
         if suffix in SUFFIXES:
             return "image"
         self.suffixes[suffix or "no suffix"] += 1
         return _KIND_NAME
 
     def images_below(self, folder: str) -> Texts:
-        """All images at any depth below a folder, sorted by bytes; a link back to a folder above is a loop."""
+        """Return all images at any depth below a folder, sorted by bytes; links to a parent folder are left out."""
         parents = ["", *(folder[:at] for at, letter in enumerate(folder) if letter == "/")] if folder else []
         waiting = [(folder, frozenset(self._identity(parent) for parent in parents))]
         found: list[bytes] = []
@@ -126,7 +126,7 @@ class Scan:
 
 
 def find_images(scan: Scan) -> list[FoundFolder]:
-    """Tell the layout from the names of the topmost folders and from where images are."""
+    """Find all images, and their labels and splits by the names of the folders they are in."""
     folders, loose = scan.entries()
     split_of = {name: SPLIT_OF_FOLDER[name.lower()] for name in folders if name.lower() in SPLIT_OF_FOLDER}
     below = {name: scan.images_below(name) for name in folders if name not in split_of}
@@ -134,9 +134,9 @@ def find_images(scan: Scan) -> list[FoundFolder]:
         for name in split_of:
             if any(scan.images_below(inner) for inner in scan.entries(name)[0]):
                 raise ManifestError(
-                    f"{str(scan.root)!r} has {name!r}, a split with class folders, beside the folders"
-                    f" {', '.join(repr(other) for other, images in below.items() if images)}: call these train,"
-                    " validation or test, or move them away"
+                    f"{str(scan.root)!r} has the split {name!r} with class folders next to other folders of images"
+                    f" ({', '.join(repr(other) for other, images in below.items() if images)}): rename these to train,"
+                    " validation or test, or move them elsewhere"
                 )
     if not split_of or (any(below.values()) and len(set(split_of.values())) == 1):
         below |= {name: scan.images_below(name) for name in split_of}
@@ -152,7 +152,7 @@ def find_images(scan: Scan) -> list[FoundFolder]:
 
 
 def _labelled(scan: Scan, below: Mapping[str, Texts], loose: FoundFolder) -> list[FoundFolder]:
-    """Label images by the folder they are below; loose ones count only where there is no such folder."""
+    """Label images by their class folder; images outside one count only if there are no class folders."""
     found = [
         FoundFolder(folder, images, PurePosixPath(folder).name, loose.split)
         for folder, images in below.items()
@@ -165,12 +165,12 @@ def _labelled(scan: Scan, below: Mapping[str, Texts], loose: FoundFolder) -> lis
     return found
 
 
-def nothing_found(scan: Scan) -> str:
-    """Say what was looked for in a folder without images, and what is there instead."""
+def no_images_message(scan: Scan) -> str:
+    """Describe which suffixes were searched for in a folder without images, and what it has instead."""
     suffixes = ", ".join(f"{suffix} {count}" for suffix, count in scan.suffixes.most_common(5))
     details = {_KIND_NAME: f" ({suffixes})"}
-    there = ", ".join(f"{count} {kind}{details.get(kind, '')}" for kind, count in scan.counts().items())
+    found = ", ".join(f"{count} {kind}{details.get(kind, '')}" for kind, count in scan.counts().items())
     return (
-        f"no images in {str(scan.root)!r}: looked for {' '.join(sorted(SUFFIXES))} at any depth, "
-        f"found {there or 'an empty folder'}"
+        f"no images in {str(scan.root)!r}: searched for {' '.join(sorted(SUFFIXES))} at any depth, "
+        f"found {found or 'an empty folder'}"
     )

@@ -1,7 +1,7 @@
-"""Draw the splits that a manifest does not give, so that they stay put when files are added.
+"""Draw the splits that a manifest does not give, so that they do not change when files are added.
 
-An image goes where the SHA-256 of its relative path (or of its group) sends it, and nothing else
-counts: neither the folder's own place nor its other files.
+The split of an image depends only on the SHA-256 of its relative path (or of its group): not on where
+the folder is, and not on its other files.
 
 >>> draw_splits(["a.jpg", "b.jpg"], [-1, -1], ["", ""], ["", "validation"])[0]
 ('test', 'validation')
@@ -23,10 +23,10 @@ SPLITS: tuple[str, ...] = ("train", "validation", "test")
 
 DEFAULT_FRACTIONS: Mapping[str, float] = MappingProxyType({"train": 0.7, "validation": 0.15, "test": 0.15})
 
-# Whose need comes first when a class is too small for all: fit, then an honest report, then choosing,
-# which cross-validation can do on train alone.
+# The order in which a class too small for all splits gets them: fitting needs train, an unbiased score needs
+# test, while cross-validation on train can replace validation.
 _PRIORITY = tuple(SPLITS.index(name) for name in ("train", "test", "validation"))
-_RANK = np.argsort(_PRIORITY)  # split -> its place in _PRIORITY
+_RANK = np.argsort(_PRIORITY)  # split -> its position in _PRIORITY
 
 
 def draw_splits(
@@ -39,46 +39,46 @@ def draw_splits(
     fractions: Mapping[str, float] = DEFAULT_FRACTIONS,
     classes: Sequence[str] = (),
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Give every row without a split one; rows that have one keep it.
+    """Draw a split for every row without one; rows with a split keep it.
 
-    The unit is the group, or the image where it has no group. The first 64 bits of the SHA-256 of
-    seed and name, taken as a number in [0, 1), fall into the split's share of that interval. A group
-    of which some rows have a split keeps that split. A class that would then be missing from a
-    split is mended: of its drawn units in its largest split, the one with the smallest hash moves.
-    That depends on the units of this class alone, as long as no group holds several classes. A
-    class with too few units is served in the order train, test, validation.
+    The unit is the group, or the image if it has no group. The first 64 bits of the SHA-256 of seed
+    and name, read as a number in [0, 1), select the split by its share of that interval. If some rows
+    of a group have a split, the whole group gets it. If a class is then missing from a split, one of
+    its drawn units moves there: the one with the smallest hash in the largest split of the class. This
+    depends only on the units of this class, as long as no group has several classes. A class with too
+    few units gets splits in the order train, test, validation.
 
     Parameters
     ----------
     paths : sequence of str, length n
         Relative to the root, unique.
     labels : sequence of int, length n
-        Class of each row; -1 is none.
+        Class of each row; -1 for none.
     groups : sequence of str, length n
-        Rows of one group stay together; "" is none.
+        Rows of one group stay together; "" for none.
     splits : sequence of str, length n
-        "train", "validation", "test", or "" where one is to be drawn.
+        "train", "validation", "test", or "" to draw one.
     seed : int
-        Another seed is another draw.
+        Another seed gives another draw.
     fractions : mapping of str to float
-        Share of each split; they add up to 1. A split with the share 0, or left out, is not drawn.
+        Share of each split, adding up to 1. A split with the share 0 or without one is not drawn.
     classes : sequence of str
-        Names of the classes, for the notes; without them the numbers are used.
+        Names of the classes for the notes, which otherwise use their numbers.
 
     Returns
     -------
     splits : tuple of str, length n
         One of "train", "validation", "test" in every row.
     notes : tuple of str
-        One sentence for each class that was, or still is, missing from a split. Empty where every
-        row had a split already.
+        One sentence for each class and split without it, whether or not a unit was moved there. Empty
+        if every row already had a split.
 
     Raises
     ------
     UsageError
-        When the lengths differ, or the fractions are no shares of these splits.
+        If the lengths differ, or the fractions are not shares of these splits.
     ManifestError
-        When one group is given in two splits.
+        If rows of one group have different splits.
 
     Examples
     --------
@@ -89,14 +89,14 @@ def draw_splits(
     >>> notes
     ("class 'cat' was missing from validation: image 'cat/1.jpg' was moved there from test.",)
     """
-    _check(len(paths), labels=labels, groups=groups, splits=splits)
+    _check_lengths(len(paths), labels=labels, groups=groups, splits=splits)
     bounds, drawable = _shares(fractions)
     if "" not in splits:
         return tuple(splits), ()
     units = _Units.of(paths, groups, splits, seed)
     drawn = drawable[np.searchsorted(bounds, units.hashes / 2.0**64, side="right")]
     units.split = np.where(units.given, units.split, drawn)
-    notes = _mend(units, np.asarray(labels, dtype=np.int64), set(drawable.tolist()), classes)
+    notes = _fill_missing(units, np.asarray(labels, dtype=np.int64), set(drawable.tolist()), classes)
     final = units.split[units.of_row]
     return tuple(given or SPLITS[k] for given, k in zip(splits, final.tolist(), strict=True)), tuple(notes)
 
@@ -105,10 +105,10 @@ def draw_splits(
 class _Units:
     """Groups and single images, in the order of their first row."""
 
-    names: list[str]  # as the notes call them
+    names: list[str]  # for the notes
     of_row: NDArray[np.int64]
     hashes: NDArray[np.uint64]
-    given: NDArray[np.bool_]  # the split is the user's
+    given: NDArray[np.bool_]  # whether the manifest gives the split
     split: NDArray[np.int64]  # index into SPLITS
 
     @classmethod
@@ -121,7 +121,7 @@ class _Units:
             if name and split[unit] not in (-1, SPLITS.index(name)):
                 group = list(number)[unit][1]
                 raise ManifestError(
-                    f"group {group!r} is given in {SPLITS[split[unit]]} and in {name}: keep a group in one split"
+                    f"group {group!r} is in {SPLITS[split[unit]]} and in {name}: keep each group in one split"
                 )
             if name:
                 split[unit] = SPLITS.index(name)
@@ -135,7 +135,7 @@ class _Units:
 
 
 def _hashes(keys: Iterable[tuple[str, str]], seed: int) -> NDArray[np.uint64]:
-    """First 64 bits of the SHA-256 of seed, kind and name of each unit."""
+    """Return the first 64 bits of the SHA-256 of seed, kind and name of each unit."""
     start = hashlib.sha256(f"{seed}\0".encode())
     digests = bytearray()
     for kind, name in keys:
@@ -145,26 +145,28 @@ def _hashes(keys: Iterable[tuple[str, str]], seed: int) -> NDArray[np.uint64]:
     return np.frombuffer(bytes(digests), dtype=">u8").astype(np.uint64)
 
 
-def _check(length: int, **columns: Sequence[object]) -> None:
+def _check_lengths(length: int, **columns: Sequence[object]) -> None:
     for name, column in columns.items():
         if len(column) != length:
             raise UsageError(f"{len(column)} {name} for {length} paths: give one for each path")
 
 
 def _shares(fractions: Mapping[str, float]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Inner bounds of the shares in [0, 1), and the splits which the shares between them belong to."""
+    """Return the inner bounds of the shares in [0, 1), and the split of each interval between them."""
     unknown = sorted(set(fractions) - set(SPLITS))
     if unknown:
         raise UsageError(f"unknown split {unknown[0]!r} in the fractions: choose from {', '.join(SPLITS)}")
     shares = np.array([fractions.get(name, 0.0) for name in SPLITS], dtype=np.float64)
     if not (shares >= 0).all() or not abs(shares.sum() - 1) < 1e-6:
-        raise UsageError(f"fractions {dict(fractions)} are no shares: give numbers from 0 on that add up to 1")
+        raise UsageError(
+            f"fractions {dict(fractions)} are not valid shares: give non-negative numbers that add up to 1"
+        )
     drawable = np.flatnonzero(shares)
     return np.cumsum(shares[drawable])[:-1], drawable
 
 
-def _mend(units: _Units, labels: NDArray[np.int64], needed: set[int], classes: Sequence[str]) -> list[str]:
-    """Move units until every class is in every needed split, as far as it can be; say what was done."""
+def _fill_missing(units: _Units, labels: NDArray[np.int64], needed: set[int], classes: Sequence[str]) -> list[str]:
+    """Move units so that every class is in every needed split, if possible; return notes on the moves."""
     membership = _Membership(units, labels)
     notes = []
     for label in membership.incomplete(needed):
@@ -184,13 +186,13 @@ def _mend(units: _Units, labels: NDArray[np.int64], needed: set[int], classes: S
         if missing:
             notes.append(
                 f"class {name} is missing from {' and '.join(missing)}: "
-                "it has too few images or groups that could move there."
+                "it has too few images or groups that could be moved there."
             )
     return notes
 
 
 class _Membership:
-    """Which classes a unit holds, and how many units of a class each split holds."""
+    """The classes of each unit, and the number of units of each class in each split."""
 
     def __init__(self, units: _Units, labels: NDArray[np.int64]) -> None:
         self.units = units
@@ -204,24 +206,24 @@ class _Membership:
         np.add.at(self.counts, (self.label, units.split[self.unit]), 1)
 
     def incomplete(self, needed: set[int]) -> list[int]:
-        """Classes that are missing from a needed split, in order."""
+        """Return the classes that are missing from a needed split, in order."""
         missing = (self.counts[:, sorted(needed)] == 0).any(axis=1)
         return [int(label) for label in np.flatnonzero(missing & self.counts.any(axis=1))]
 
     def donor(self, label: int, split: int) -> int | None:
-        """Return the drawn unit of this class that goes to ``split``, where one can be spared."""
+        """Return the drawn unit of this class to move to ``split``, or None if no split can spare one."""
         start, stop = np.searchsorted(self.sorted_label, [label, label + 1])
         members = self.sorted_unit[start:stop]
         members = members[~self.units.given[members]]
         counts = self.counts[label]
         sources = sorted(range(len(SPLITS)), key=lambda s: (-counts[s], -_RANK[s]))
         for source in sources:
-            # The last unit of a split goes only where it is needed more.
+            # The last unit of a split moves only to a split of higher priority.
             if source == split or not (counts[source] > 1 or _RANK[source] > _RANK[split]):
                 continue
             inside = members[self.units.split[members] == source]
             for unit in inside[np.argsort(self.units.hashes[inside], kind="stable")].tolist():
-                if self._spared(unit, label):
+                if self._can_leave(unit, label):
                     return int(unit)
         return None
 
@@ -235,8 +237,8 @@ class _Membership:
         start, stop = np.searchsorted(self.unit, [unit, unit + 1])
         return self.label[start:stop]
 
-    def _spared(self, unit: int, label: int) -> bool:
-        """Whether no other class of a mixed group would vanish from the split that the group leaves."""
+    def _can_leave(self, unit: int, label: int) -> bool:
+        """Return whether the unit's other classes, if any, also have other units in its split."""
         others = self._labels_of(unit)
         others = others[others != label]
         return bool((self.counts[others, self.units.split[unit]] > 1).all())

@@ -1,4 +1,4 @@
-"""Rows of a CSV or Parquet table of images."""
+"""Read the rows of a CSV or Parquet table of images."""
 
 import csv
 import os
@@ -12,9 +12,9 @@ _COLUMNS = ("path", "label", "split", "group")
 
 
 class Row(NamedTuple):
-    """A row as it stands in the table; "" where a cell is empty."""
+    """A row of the table; "" for an empty cell."""
 
-    number: int  # as messages call it
+    number: int  # for messages
     path: str
     label: str = ""
     split: str = ""
@@ -31,7 +31,7 @@ def _csv_rows(table: Path) -> Iterator[Row]:
                 if any(cells[len(header) :]):
                     raise ManifestError(
                         f"row {number} of {str(table)!r} has {len(cells)} cells, the header has {len(header)}: "
-                        "put values that hold a comma in double quotes"
+                        "put values that contain a comma in double quotes"
                     )
                 if cells:
                     cells += [""] * (len(header) - len(cells))
@@ -64,9 +64,9 @@ READERS = {".csv": _csv_rows, ".parquet": _parquet_rows}
 
 
 def _columns(table: Path, header: Sequence[str]) -> dict[str, int]:
-    """Which of our columns is where; spaces and case of the header do not matter."""
+    """Return the position of each known column; spaces and case of the header are ignored."""
     if any("\0" in name for name in header):
-        raise ManifestError(f"{str(table)!r} is no plain text in UTF-8; save the table as CSV, UTF-8")
+        raise ManifestError(f"{str(table)!r} is not plain text in UTF-8; save the table as CSV, UTF-8")
     names = [name.strip().lower() for name in header]
     twice = [name for name in _COLUMNS if names.count(name) > 1]
     if "path" not in names or twice:
@@ -82,13 +82,15 @@ def _row(number: int, cells: Mapping[str, Any]) -> Row:
     for name, text in texts.items():
         if name != "path" and not text.isprintable() and any("\udc80" <= letter <= "\udcff" for letter in text):
             raise ManifestError(f"row {number} has the {name} {text!r}, which is not UTF-8: save the table as UTF-8")
-    # A file name may begin or end with a space, the other columns do not.
+    # File names may begin or end with a space; spaces around other values are removed.
     return Row(number, **{name: text if name == "path" else text.strip() for name, text in texts.items()})
 
 
 def _text(value: object) -> str:
-    if value is None or value != value:  # NaN, pandas' way to write "nothing"
+    if value is None or value != value:  # NaN, which pandas writes for missing values
         return ""
-    if isinstance(value, float) and value.is_integer():  # what pandas makes of integers beside a NaN
+    if (
+        isinstance(value, float) and value.is_integer()
+    ):  # pandas writes integers as floats in a column with missing values
         return str(int(value))
     return os.fsdecode(value) if isinstance(value, bytes) else str(value)

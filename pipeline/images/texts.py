@@ -1,4 +1,4 @@
-"""Columns of texts in one piece of memory, for millions of paths: a Python string takes 50 bytes beside its letters.
+"""Columns of texts in compact arrays, for millions of paths: each Python string has an overhead of 50 bytes.
 
 >>> paths = Texts.of(["b.jpg", "a.jpg"])
 >>> paths[1], Positions(paths)["b.jpg"]
@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 
 __all__ = ["Positions", "Texts", "decode", "encode"]
 
-_BLOCK = 1 << 16  # texts that are objects at a time
+_BLOCK = 1 << 16  # texts per step of an iteration
 
 
 class Texts(Sequence[str]):
-    """Texts as UTF-8, one after the other, and where each ends; equal to a list or tuple of the same.
+    """Read-only sequence of texts, stored as UTF-8 in one bytes object; equal to a list or tuple of the same texts.
 
     Parameters
     ----------
     data : bytes
-        All texts. Surrogate escapes are the bytes that they stand for.
+        All texts, concatenated. Surrogate escapes are stored as the bytes that they represent.
     ends : ndarray of unsigned int, shape (n + 1,)
         Text i is ``data[ends[i]:ends[i + 1]]``.
 
@@ -41,17 +41,17 @@ class Texts(Sequence[str]):
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> "Texts":
-        """Make a column of any texts; one that is a column already stays itself."""
+        """Return texts as a column; a column is returned unchanged."""
         return texts if isinstance(texts, Texts) else cls.of_bytes(map(encode, texts))
 
     @classmethod
     def of_bytes(cls, raws: Iterable[bytes]) -> "Texts":
-        """Make a column of texts that are encoded already."""
+        """Return encoded texts as a column."""
         data, ends = bytearray(), array("Q", [0])
         for raw in raws:
             data += raw
             ends.append(len(data))
-        # Numbers no wider than needed: one byte each in a column of empty texts, four in most.
+        # The smallest sufficient type: one byte for a column of empty texts, usually four.
         return cls(bytes(data), np.frombuffer(ends, np.uint64).astype(np.min_scalar_type(len(data))))
 
     def __len__(self) -> int:
@@ -76,23 +76,21 @@ class Texts(Sequence[str]):
             return len(self) == len(other) and all(map(operator.eq, self, other))
         return NotImplemented
 
-    __hash__ = None  # type: ignore[assignment]  # as a list
-
     def __repr__(self) -> str:
         return f"Texts.of({[*self[:3], ...] if len(self) > 3 else list(self)})"
 
     def raw(self, row: int) -> bytes:
-        """Return text `row`, from 0 on, as UTF-8."""
+        """Return the text of row `row` as UTF-8."""
         return self._data[self._ends[row] : self._ends[row + 1]]
 
     def raws(self) -> Iterator[bytes]:
-        """Go through all texts as UTF-8."""
+        """Iterate over all texts as UTF-8."""
         for start in range(0, len(self), _BLOCK):
             for begin, end in itertools.pairwise(self._ends[start : start + _BLOCK + 1].tolist()):
                 yield self._data[begin:end]
 
     def take(self, rows: NDArray[np.integer]) -> "Texts":
-        """Return the texts of some rows, in the order given; the column itself where these are all its rows in turn."""
+        """Return these rows as a column; self if they are all of them, in order."""
         if np.array_equal(rows, np.arange(len(self))):
             return self
         return Texts.of_bytes(map(self.raw, rows))
@@ -103,7 +101,7 @@ class Texts(Sequence[str]):
 
 
 class Positions(Mapping[str, int]):
-    """The row of each text of a column: a dictionary in 16 bytes a row.
+    """Mapping from the texts of a column to their rows, in 16 bytes per row.
 
     Parameters
     ----------
@@ -120,9 +118,9 @@ class Positions(Mapping[str, int]):
         hashes = _hashes(texts)
         self._order = np.argsort(hashes, kind="stable")
         hashes = self._hashes = hashes[self._order]
-        alike = np.flatnonzero(hashes[1:] == hashes[:-1])
-        rows = np.union1d(self._order[alike], self._order[alike + 1]).tolist()
-        self._alike = [(texts.raw(row), row) for row in rows]  # of one hash: the same, or by chance not
+        equal = np.flatnonzero(hashes[1:] == hashes[:-1])
+        rows = np.union1d(self._order[equal], self._order[equal + 1]).tolist()
+        self._same_hash = [(texts.raw(row), row) for row in rows]  # repeated texts, and collisions
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -137,35 +135,35 @@ class Positions(Mapping[str, int]):
         return row
 
     def find(self, wanted: Texts) -> NDArray[np.int64]:
-        """Return the row of each wanted text, -1 where it is not there."""
+        """Return the row of each wanted text, or -1."""
         if not len(self):
             return np.full(len(wanted), -1, np.int64)
         at = np.searchsorted(self._hashes, _hashes(wanted))
         rows = self._order[np.minimum(at, len(self) - 1, out=at)]
         same = map(operator.eq, map(self.texts.raw, rows), wanted.raws())
         rows[~np.fromiter(same, np.bool_, len(wanted))] = -1
-        if self._alike:
-            others = dict(reversed(self._alike))
+        if self._same_hash:
+            others = dict(reversed(self._same_hash))
             for number in np.flatnonzero(rows < 0).tolist():
                 rows[number] = others.get(wanted.raw(number), -1)
         return rows
 
     def repeated(self) -> tuple[int, int] | None:
-        """Return the first row whose text an earlier row has, after that row; None where all differ."""
+        """Return (earlier row, row) for the first row that repeats an earlier text, or None if all texts differ."""
         first: dict[bytes, int] = {}
-        for raw, row in self._alike:
+        for raw, row in self._same_hash:
             if (earlier := first.setdefault(raw, row)) != row:
                 return earlier, row
         return None
 
 
 def encode(text: str) -> bytes:
-    """Return a text as UTF-8; surrogate escapes become the bytes that they stand for."""
+    """Encode a text as UTF-8; surrogate escapes become the bytes that they represent."""
     return text.encode("utf-8", "surrogateescape")
 
 
 def decode(raw: bytes) -> str:
-    """Return what `encode` was given."""
+    """Decode UTF-8; invalid bytes become surrogate escapes."""
     return raw.decode("utf-8", "surrogateescape")
 
 

@@ -12,7 +12,8 @@ from PIL import Image, ImageOps
 
 from pipeline.bundles.bundle import Bundle
 from pipeline.errors import ImageError, PipelineError
-from pipeline.features.engines import Encoder, Speed, make_encoder
+from pipeline.features.engines import Encoder, make_encoder
+from pipeline.features.options import Speed
 from pipeline.features.store import FeatureStore
 from pipeline.images.decode import load_pixels, open_rgb
 from pipeline.insight.pictures import photograph

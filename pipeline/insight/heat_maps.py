@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from pipeline.bundles.bundle import Bundle
 from pipeline.errors import ImageError, PipelineError
-from pipeline.features.engines import Speed
+from pipeline.features.options import Speed
 from pipeline.images.decode import open_rgb
 from pipeline.insight.answers import Answers
 from pipeline.insight.explain import CAM, Explainer, overlay

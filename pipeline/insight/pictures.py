@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pipeline.errors import ImageError
-from pipeline.features.engines import Speed
+from pipeline.features.options import Speed
 from pipeline.features.store import FeatureStore
 from pipeline.images.decode import open_rgb, read_bytes
 from pipeline.parallel import ahead

@@ -8,8 +8,9 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.errors import PipelineError, UsageError
-from pipeline.features.engines import Speed, make_encoder
+from pipeline.features.engines import make_encoder
 from pipeline.features.neighbours import nearest
+from pipeline.features.options import Speed
 from pipeline.features.store import FeatureStore
 from pipeline.features.vector_index import VectorIndex
 from pipeline.images.decode import load_pixels, open_rgb

@@ -1,1 +1,1 @@
-"""Numbers about predictions: probabilities and labels in, plain data out."""
+"""Metrics of predictions: probabilities and labels in, plain data out."""

@@ -1,4 +1,4 @@
-"""Two classes: the area under the ROC curve, and what each threshold would do."""
+"""Metrics of two classes: the area under the ROC curve, and precision and recall by threshold."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,21 +14,21 @@ THRESHOLDS = tuple(i / 10 for i in range(1, 10))
 def two_class_facts(
     y_true: NDArray[np.int64], probabilities: NDArray[np.float64], classes: Sequence[str]
 ) -> dict[str, Any]:
-    """Measure what two classes can be measured by; empty for another number of classes.
+    """Return the metrics that only two classes have; an empty dict for any other number of classes.
 
     Parameters
     ----------
     y_true : int array of shape (n,)
     probabilities : float array of shape (n, 2)
     classes : sequence of str
-        The second one is the positive class: what a threshold on its probability says yes to.
+        The second one is the positive class.
 
     Returns
     -------
     dict
-        Ready for JSON: ``positive`` (name), ``roc_auc`` (0 to 1; None where only one class is present) and
-        ``thresholds``, a list of ``{"threshold", "precision", "recall", "specificity"}``, None where undefined:
-        no image said yes to, no positive, no negative one.
+        Ready for JSON: ``positive`` (name), ``roc_auc`` (0 to 1; None if only one class is present) and
+        ``thresholds``, a list of ``{"threshold", "precision", "recall", "specificity"}``. A score is None where it is
+        undefined: no image predicted positive, no positive image, or no negative one.
 
     Examples
     --------
@@ -42,27 +42,27 @@ def two_class_facts(
     from sklearn.metrics import roc_auc_score
 
     positive, score = np.asarray(y_true) == 1, np.asarray(probabilities)[:, 1]
-    both = 0 < positive.sum() < len(positive)
+    both_present = 0 < positive.sum() < len(positive)
     rows = []
     for threshold in THRESHOLDS:
-        yes = score >= threshold
+        predicted = score >= threshold
         rows.append(
             {
                 "threshold": threshold,
-                "precision": _share(positive, yes),
-                "recall": _share(yes, positive),
-                "specificity": _share(~yes, ~positive),
+                "precision": _share(positive, predicted),
+                "recall": _share(predicted, positive),
+                "specificity": _share(~predicted, ~positive),
             }
         )
     return {
         "positive": str(classes[1]),
-        "roc_auc": float(roc_auc_score(positive, score)) if both else None,
+        "roc_auc": float(roc_auc_score(positive, score)) if both_present else None,
         "thresholds": rows,
     }
 
 
 def format_two_class(metrics: Mapping[str, Any], width: int = 80) -> list[str]:
-    """Return the lines of the threshold table for a terminal; none for more than two classes."""
+    """Return the lines of the threshold table for a terminal; an empty list unless there are two classes."""
     if "thresholds" not in metrics:
         return []
     auc = "-" if metrics["roc_auc"] is None else f"{metrics['roc_auc']:.3f}"
@@ -78,4 +78,5 @@ def format_two_class(metrics: Mapping[str, Any], width: int = 80) -> list[str]:
 
 
 def _share(part: NDArray[np.bool_], whole: NDArray[np.bool_]) -> float | None:
+    """Return the fraction of `whole` that is in `part`, None if it is empty."""
     return float((part & whole).sum() / whole.sum()) if whole.any() else None

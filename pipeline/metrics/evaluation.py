@@ -1,4 +1,4 @@
-"""Metrics of a head as plain data, and as tables for a terminal."""
+"""Metrics of a head as plain data."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,7 +19,7 @@ def evaluate(
     top_k: Sequence[int] = (1, 3, 5),
     units: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Compare probabilities with true labels.
+    """Compute metrics of predicted probabilities.
 
     Parameters
     ----------
@@ -29,28 +29,28 @@ def evaluate(
         Rows add up to 1.
     classes : sequence of k str
     majority : int
-        The commonest class of the *training* labels: always answering it is the baseline.
+        The most frequent class of the *training* labels; always predicting it is the baseline.
     top_k : sequence of int
-        How many most probable classes to look among; those that are not below k are left out. Of
-        equally probable classes the first in `classes` counts as the more probable one.
+        Numbers of most probable classes among which the true one counts as correct; numbers of k or more are left
+        out. Ties are resolved in the order of `classes`.
     units : int array of shape (n,), optional
-        Rows with the same value belong to one group: intervals draw whole groups.
+        Rows with the same value belong to one group; the bootstrap resamples whole groups.
 
     Returns
     -------
     dict
-        Ready for JSON, without a NaN: ``n``, ``classes``, ``accuracy``, ``accuracy_interval`` (95 %, see
-        `wilson_interval`; with groups that of `bootstrap_intervals`), ``intervals`` (95 %, of the other scores, see
+        Ready for JSON, never NaN: ``n``, ``classes``, ``accuracy``, ``accuracy_interval`` (95 %, by
+        `wilson_interval`; with groups by `bootstrap_intervals`), ``intervals`` (95 %, of the other scores, by
         `bootstrap_intervals`), ``majority`` (``class`` and ``accuracy``), ``top_k`` (str to float),
-        ``balanced_accuracy`` (mean recall of the classes present), ``macro_f1`` (mean over the
-        classes present or predicted), ``log_loss`` (nats), ``per_class`` (one dict a class: ``class``,
-        ``precision``, ``recall``, ``f1``, ``support``; 0.0 where undefined) and ``confusion`` (k lists of
-        k counts, rows true, columns predicted).
+        ``balanced_accuracy`` (mean recall of the classes present), ``macro_f1`` (mean over the classes present or
+        predicted), ``log_loss`` (nats), ``per_class`` (one dict per class: ``class``, ``precision``, ``recall``,
+        ``f1``, ``support``; 0.0 where undefined) and ``confusion`` (k lists of k counts; rows are true classes,
+        columns predicted ones).
 
     Raises
     ------
     UsageError
-        If there is no row, or shapes, labels or probabilities do not fit each other.
+        If there are no rows, or shapes, labels or probabilities do not fit each other.
 
     Examples
     --------
@@ -72,14 +72,14 @@ def evaluate(
     correct = int((predicted == y_true).sum())
     units = np.arange(len(y_true)) if units is None else np.unique(units, return_inverse=True)[1]
     intervals = bootstrap_intervals(y_true, p, units)
-    by_draws = intervals.pop("accuracy")
+    by_bootstrap = intervals.pop("accuracy")
     grouped = len(np.unique(units)) < len(units)
     return {
         "n": len(y_true),
         "classes": [str(name) for name in classes],
         "accuracy": correct / len(y_true),
-        # Score intervals hold what they promise also near 0 and 1, but only for images that stand on their own.
-        "accuracy_interval": by_draws if grouped else list(wilson_interval(correct, len(y_true))),
+        # Wilson's interval is accurate also near 0 and 1, but assumes independent images.
+        "accuracy_interval": by_bootstrap if grouped else list(wilson_interval(correct, len(y_true))),
         "intervals": intervals,
         "majority": {"class": str(classes[majority]), "accuracy": float((y_true == majority).mean())},
         "top_k": _top_k(y_true, p, top_k),
@@ -103,7 +103,7 @@ def evaluate(
 def _checked(
     y_true: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], majority: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Check what belongs together; give labels, and probabilities in float64 whose rows sum to 1."""
+    """Check the arguments; return labels, and probabilities in float64 whose rows sum to 1."""
     y_true, p = np.asarray(y_true), np.asarray(probabilities, dtype=np.float64)
     k = len(classes)
     if y_true.ndim != 1 or len(y_true) == 0 or not np.issubdtype(y_true.dtype, np.integer):
@@ -113,8 +113,8 @@ def _checked(
         )
     if p.shape != (len(y_true), k):
         raise UsageError(
-            f"probabilities have the shape {p.shape}; expected {(len(y_true), k)}: a row for each label, a"
-            " column for each class"
+            f"probabilities have the shape {p.shape}; expected {(len(y_true), k)}: one row per label, one"
+            " column per class"
         )
     if y_true.min() < 0 or y_true.max() >= k or not 0 <= majority < k:
         raise UsageError(
@@ -125,13 +125,13 @@ def _checked(
     if not (np.isfinite(p).all() and p.min() >= 0 and np.allclose(sums, 1.0, atol=1e-2)):
         raise UsageError(
             f"probabilities run from {p.min()} to {p.max()} with row sums from {sums.min()} to {sums.max()};"
-            " expected numbers of at least 0 whose rows add up to 1"
+            " expected numbers of at least 0, with rows that add up to 1"
         )
     return y_true, p / sums[:, None]
 
 
 def _top_k(y_true: np.ndarray, p: np.ndarray, top_k: Sequence[int]) -> dict[str, float]:
-    own = p[np.arange(len(y_true)), y_true][:, None]
+    own = p[np.arange(len(y_true)), y_true][:, None]  # probability of the true class
     before = np.arange(p.shape[1]) < y_true[:, None]
     rank = ((p > own) | ((p == own) & before)).sum(axis=1)  # 0 is the most probable class
     return {str(k): float((rank < k).mean()) for k in sorted(set(top_k)) if 0 < k < p.shape[1]}

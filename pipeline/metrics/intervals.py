@@ -1,16 +1,12 @@
 """Confidence intervals of scores: Wilson's for a proportion, the bootstrap for everything else."""
 
-import math
-
 import numpy as np
 
 from pipeline.metrics.losses import log_losses
 
-_Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
-
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """Give the 95 % score interval of a proportion (Wilson, "Probable inference ...", JASA 1927).
+    """Return the 95 % score interval of a proportion (Wilson, "Probable inference ...", JASA 1927).
 
     Parameters
     ----------
@@ -29,27 +25,26 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     >>> [round(bound, 4) for bound in wilson_interval(8, 10)]
     [0.4902, 0.9433]
     """
-    share, z2 = successes / n, _Z95**2
-    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
-    half = _Z95 / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
-    # min and max with the share: at 0 and n rounding must not push a bound past it.
-    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+    from scipy.stats import binomtest
+
+    interval = binomtest(successes, n).proportion_ci(method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def bootstrap_intervals(
     y_true: np.ndarray, p: np.ndarray, units: np.ndarray, *, seed: int = 0, resamples: int = 1000
 ) -> dict[str, list[float]]:
-    """Give 95 % percentile intervals of scores by drawing units again with replacement.
+    """Return 95 % percentile intervals of scores by bootstrap resampling of units.
 
-    Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13; whole groups are drawn, since images
-    of one group are not independent of each other.
+    Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13. A unit is a whole group, because
+    images of one group are not independent.
 
     Parameters
     ----------
     y_true : int array of shape (n,)
     p : float array of shape (n, k)
     units : int array of shape (n,)
-        0 to the number of units less one.
+        Unit of each row, 0 to the number of units - 1.
     seed : int
     resamples : int
 
@@ -67,16 +62,15 @@ def bootstrap_intervals(
     rng = np.random.default_rng(seed)
     k, count = p.shape[1], int(units.max()) + 1
     predicted = p.argmax(axis=1)
-    right = (predicted == y_true).astype(float)
+    correct = (predicted == y_true).astype(float)
     losses = log_losses(y_true, p)
     names = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
-    drawn = np.empty((resamples, len(names)))
-    for row in drawn:
+    scores = np.empty((resamples, len(names)))
+    for row in scores:
         weights = np.bincount(rng.integers(count, size=count), minlength=count)[units].astype(float)
-        hits, support, answers = (
-            np.bincount(labels, each, k)
-            for labels, each in ((y_true, weights * right), (y_true, weights), (predicted, weights))
-        )
+        hits = np.bincount(y_true, weights * correct, k)
+        support = np.bincount(y_true, weights, k)
+        answers = np.bincount(predicted, weights, k)
         present, seen = support > 0, support + answers > 0
         row[:] = (
             hits.sum() / weights.sum(),
@@ -84,5 +78,5 @@ def bootstrap_intervals(
             (2 * hits[seen] / (support + answers)[seen]).mean(),
             (weights * losses).sum() / weights.sum(),
         )
-    bounds = np.percentile(drawn, [2.5, 97.5], axis=0).T
+    bounds = np.percentile(scores, [2.5, 97.5], axis=0).T
     return {name: [float(low), float(high)] for name, (low, high) in zip(names, bounds, strict=True)}

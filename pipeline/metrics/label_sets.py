@@ -1,4 +1,4 @@
-"""Metrics of predictions that name several labels per image."""
+"""Metrics of multi-label predictions."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,53 +9,53 @@ from numpy.typing import NDArray
 from pipeline.metrics.intervals import wilson_interval
 from pipeline.wording import display_width, printable, shorten
 
-THRESHOLD = 0.5  # a label is named from this probability on
+THRESHOLD = 0.5  # labels of this probability or more are predicted
 
 
 def evaluate_labels(
     Y: NDArray[np.int64], probabilities: NDArray[np.float64], names: Sequence[str], threshold: float = THRESHOLD
 ) -> dict[str, Any]:
-    """Compare probabilities of labels with the true ones.
+    """Compute metrics of predicted label probabilities.
 
     Parameters
     ----------
     Y : int array of shape (n, l)
         0 and 1.
     probabilities : float array of shape (n, l)
-        Each from 0 to 1; rows need not add up to anything.
+        Each from 0 to 1, independent of the others.
     names : sequence of l str
     threshold : float
 
     Returns
     -------
     dict
-        Ready for JSON: ``n``, ``classes``, ``accuracy`` (share of images whose labels are all right and none too many:
-        subset accuracy) with its ``accuracy_interval`` (95 %, Wilson), ``mean_average_precision`` (mean over labels
-        present), ``micro_f1``, ``macro_f1``, and ``per_class``: ``class``, ``average_precision`` (None without a
-        positive image), ``precision``, ``recall``, ``f1``, ``support``.
+        Ready for JSON: ``n``, ``classes``, ``threshold``, ``accuracy`` (subset accuracy: the fraction of images with
+        exactly the true labels) with its ``accuracy_interval`` (95 %, Wilson), ``mean_average_precision`` (over the
+        labels present), ``micro_f1``, ``macro_f1``, and ``per_class``: ``class``, ``average_precision`` (None without
+        a positive image), ``precision``, ``recall``, ``f1``, ``support``.
 
     Examples
     --------
     >>> Y = np.array([[1, 0], [1, 1], [0, 1]])
-    >>> found = evaluate_labels(Y, np.array([[0.9, 0.1], [0.8, 0.4], [0.2, 0.9]]), ["cat", "dog"])
-    >>> round(found["accuracy"], 3), found["mean_average_precision"], round(found["micro_f1"], 3)
+    >>> metrics = evaluate_labels(Y, np.array([[0.9, 0.1], [0.8, 0.4], [0.2, 0.9]]), ["cat", "dog"])
+    >>> round(metrics["accuracy"], 3), metrics["mean_average_precision"], round(metrics["micro_f1"], 3)
     (0.667, 1.0, 0.857)
     """
     from sklearn.metrics import precision_recall_fscore_support
 
-    named = probabilities >= threshold
-    right = int((named == Y).all(axis=1).sum())
-    each = precision_recall_fscore_support(Y, named, average=None, zero_division=0.0)
+    predicted = probabilities >= threshold
+    correct = int((predicted == Y).all(axis=1).sum())
+    each = precision_recall_fscore_support(Y, predicted, average=None, zero_division=0.0)
     averages = average_precisions(Y, probabilities)
-    present = Y.any(axis=0) | named.any(axis=0)
+    present = Y.any(axis=0) | predicted.any(axis=0)
     return {
         "n": len(Y),
         "classes": list(names),
         "threshold": threshold,
-        "accuracy": right / len(Y),
-        "accuracy_interval": list(wilson_interval(right, len(Y))),
+        "accuracy": correct / len(Y),
+        "accuracy_interval": list(wilson_interval(correct, len(Y))),
         "mean_average_precision": mean_average_precision(averages),
-        "micro_f1": float(precision_recall_fscore_support(Y, named, average="micro", zero_division=0.0)[2]),
+        "micro_f1": float(precision_recall_fscore_support(Y, predicted, average="micro", zero_division=0.0)[2]),
         "macro_f1": float(each[2][present].mean()) if present.any() else 0.0,
         "per_class": [
             {
@@ -86,7 +86,7 @@ def mean_average_precision(averages: Sequence[float | None]) -> float:
 
 
 def format_labels(metrics: Mapping[str, Any], width: int = 80) -> str:
-    """Lay out what `evaluate_labels` found for a terminal: one line a label, then the totals."""
+    """Format the metrics of `evaluate_labels` for a terminal: one line per label, then the totals."""
     names = [shorten(printable(row["class"]), width - 48) for row in metrics["per_class"]]
     column = max(display_width(name) for name in [*names, "label"])
     lines = ["label".ljust(column) + "  precision   recall      F1  avg. prec.    images"]

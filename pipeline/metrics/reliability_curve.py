@@ -1,4 +1,4 @@
-"""How far probabilities can be believed: the expected calibration error."""
+"""The reliability curve and the expected calibration error of probabilities."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ BINS = 15
 
 
 def reliability(y_true: NDArray[np.int64], probabilities: NDArray[np.float64], bins: int = BINS) -> dict[str, Any]:
-    """Compare how sure a head is of its answers with how often they are right.
+    """Compare the confidence of predictions with their accuracy.
 
     The expected calibration error of Naeini, Cooper and Hauskrecht ("Obtaining well calibrated probabilities
-    using Bayesian binning", AAAI 2015) as Guo et al. (2017) measure it: answers are put into bins of equal
-    width by the probability of the most probable class; the error is the mean distance between mean
-    probability and accuracy, weighted by the answers in each bin. Its expectation is above 0 also for a perfect
-    head, the more so the fewer the images.
+    using Bayesian binning", AAAI 2015) as Guo et al. (2017) measure it: predictions are put into bins of equal width
+    by the probability of the most probable class; the error is the mean difference of mean probability and accuracy,
+    weighted by the number of predictions in each bin. Its expectation is above 0 even for a perfectly calibrated
+    head, especially with few images.
 
     Parameters
     ----------
@@ -27,8 +27,8 @@ def reliability(y_true: NDArray[np.int64], probabilities: NDArray[np.float64], b
     Returns
     -------
     dict
-        Ready for JSON: ``error`` (0 to 1), ``chance`` (the error to expect from a perfectly calibrated head that is
-        as sure on as many images), ``n``, and ``bins``, a list of ``{"from", "to", "n", "probability",
+        Ready for JSON: ``error`` (0 to 1), ``chance`` (the error expected of a perfectly calibrated head with
+        the same confidence on as many images), ``n``, and ``bins``, a list of ``{"from", "to", "n", "probability",
         "accuracy"}`` without the empty ones.
 
     Examples
@@ -38,23 +38,23 @@ def reliability(y_true: NDArray[np.int64], probabilities: NDArray[np.float64], b
     (0.0, 0.25)
     """
     top = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == y_true
-    # The k-th bin is (k - 1, k] / bins, so that a probability of 1 has a place in the last one.
-    place = np.clip(np.ceil(top * bins).astype(int) - 1, 0, bins - 1)
+    correct = probabilities.argmax(axis=1) == y_true
+    # The k-th bin is (k - 1, k] / bins, so that the last one includes 1.
+    bin_of = np.clip(np.ceil(top * bins).astype(int) - 1, 0, bins - 1)
     rows = []
     error = chance = 0.0
-    for number in np.unique(place).tolist():
-        mine = place == number
+    for number in np.unique(bin_of).tolist():
+        inside = bin_of == number
         rows.append(
             {
                 "from": number / bins,
                 "to": (number + 1) / bins,
-                "n": int(mine.sum()),
-                "probability": float(top[mine].mean()),
-                "accuracy": float(right[mine].mean()),
+                "n": int(inside.sum()),
+                "probability": float(top[inside].mean()),
+                "accuracy": float(correct[inside].mean()),
             }
         )
-        error += abs(float(top[mine].sum()) - float(right[mine].sum())) / len(top)
-        # Mean distance of a normal variable of this variance from its mean.
-        chance += float(np.sqrt(2 / np.pi * (top[mine] * (1 - top[mine])).sum())) / len(top)
+        error += abs(float(top[inside].sum()) - float(correct[inside].sum())) / len(top)
+        # The mean absolute deviation of a normal variable with this variance.
+        chance += float(np.sqrt(2 / np.pi * (top[inside] * (1 - top[inside])).sum())) / len(top)
     return {"error": error, "chance": chance, "n": len(top), "bins": rows}

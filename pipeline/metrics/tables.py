@@ -1,4 +1,4 @@
-"""Metrics laid out for a terminal: the table of classes and the confusion matrix."""
+"""Metrics formatted for a terminal: the table of classes and the confusion matrix."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,14 +12,14 @@ _MAX_PAIRS = 10
 
 
 def format_table(metrics: Mapping[str, Any], width: int = 80) -> str:
-    """Lay out the metrics for a terminal: one line a class, then the totals and the baseline.
+    """Format the metrics for a terminal: one line per class, then the totals and the baseline.
 
     Parameters
     ----------
     metrics : mapping
         From `evaluate`.
     width : int
-        Columns of the terminal, at least 60; no line is longer.
+        Columns of the terminal, at least 60; the maximum length of a line.
 
     Returns
     -------
@@ -47,8 +47,8 @@ def format_table(metrics: Mapping[str, Any], width: int = 80) -> str:
     log loss 0.511 (0.164 to 0.959)
     """
     names = [printable(row["class"]) for row in metrics["per_class"]]
-    room = _checked_width(width) - sum(size for _, size in _COLUMNS)
-    column = min(room, max(display_width(name) for name in [*names, "class"]))
+    available = _checked_width(width) - sum(size for _, size in _COLUMNS)
+    column = min(available, max(display_width(name) for name in [*names, "class"]))
     lines = [_pad("class", column) + "".join(title.rjust(size) for title, size in _COLUMNS)]
     for name, row in zip(names, metrics["per_class"], strict=True):
         cells = (f"{row['precision']:.3f}", f"{row['recall']:.3f}", f"{row['f1']:.3f}", str(row["support"]))
@@ -70,14 +70,14 @@ def format_table(metrics: Mapping[str, Any], width: int = 80) -> str:
 
 
 def format_confusion(metrics: Mapping[str, Any], width: int = 80) -> str:
-    """Lay out which class was taken for which: the whole matrix where it fits, else the worst pairs.
+    """Format the confusion matrix for a terminal, or its most frequent confusions if it is too wide.
 
     Parameters
     ----------
     metrics : mapping
         From `evaluate`.
     width : int
-        Columns of the terminal, at least 60; no line is longer.
+        Columns of the terminal, at least 60; the maximum length of a line.
 
     Returns
     -------
@@ -147,14 +147,14 @@ def _wrap(parts: Sequence[str], width: int) -> list[str]:
 def _worst_pairs(names: Sequence[str], counts: Sequence[Sequence[int]], width: int) -> list[str]:
     pairs = [(c, t, p) for t, row in enumerate(counts) for p, c in enumerate(row) if c and t != p]
     if not pairs:
-        return ["no image was taken for another class"]
+        return ["no image was misclassified"]
     pairs.sort(key=lambda pair: (-pair[0], pair[1], pair[2]))
-    lines = ["most frequent confusions: how many images of a class were taken for which other"]
+    lines = ["most frequent confusions: images of a true class predicted as another class"]
     lines[0] = shorten(lines[0], width)
     for count, true, predicted in pairs[:_MAX_PAIRS]:
         numbers = f"{count} of {sum(counts[true])}  "
-        room = (width - len(numbers) - len(" as ")) // 2
-        lines.append(f"{numbers}{shorten(names[true], room)} as {shorten(names[predicted], room)}")
+        available = (width - len(numbers) - len(" as ")) // 2
+        lines.append(f"{numbers}{shorten(names[true], available)} as {shorten(names[predicted], available)}")
     if len(pairs) > _MAX_PAIRS:
         rest = sum(count for count, _, _ in pairs[_MAX_PAIRS:])
         lines.append(f"and {len(pairs) - _MAX_PAIRS} other pairs with {rest} images")

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ImageError, PipelineError, TrainingError, UsageError
-from pipeline.features.engines import Speed, make_encoder
+from pipeline.features.engines import make_encoder
 from pipeline.features.image_encoder import ImageEncoder
+from pipeline.features.options import Speed
 from pipeline.features.store import FeatureStore
 from pipeline.features.weights import TUNED
 from pipeline.heads.classifiers import AUTO, make_head

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.heads.classifiers import Calibrate, class_probabilities, find_head, make_head
 from pipeline.heads.folds import Folds, make_folds
+from pipeline.heads.multilabel import one_vs_rest
 from pipeline.heads.regularisation_path import fit_path
 from pipeline.training.training_data import TrainingData
 
@@ -57,8 +58,12 @@ class Fitter:
             See `fit_path`.
         """
         X, y, units = self._samples(rows)
+        if y.ndim > 1:
+            for params in grid:
+                yield one_vs_rest(make_head(name, params, self.seed)).fit(X, y)
+            return
         watched = np.empty(0, np.int64) if watched is None else watched
-        watched = watched[np.isin(self.data.y[watched], y)]  # an unknown class cannot tell when to stop
+        watched = watched[np.isin(self.data.y[watched], y)]  # the head has no column for other classes
         if find_head(name).early_stopping and len(watched):
             for params in grid:
                 head = make_head(name, params, self.seed)
@@ -85,4 +90,4 @@ class Fitter:
         X = self.data.X[rows].reshape(len(rows) * views, -1)
         units = np.repeat(self.data.units[rows], views)
         parted = len(np.unique(units)) < len(units)
-        return X, np.repeat(self.data.y[rows], views), units if parted else None
+        return X, np.repeat(self.data.y[rows], views, axis=0), units if parted else None

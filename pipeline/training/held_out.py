@@ -1,61 +1,112 @@
-"""Probabilities of images that a head has not learned from."""
+"""Which images calibrate a head, and the probabilities of images that it was not fitted on."""
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.heads.classifiers import Calibrate, find_head
+from pipeline.heads.classifiers import Calibrate, Head
+from pipeline.training.candidates import Choice
 from pipeline.training.fitting import Fitter
-from pipeline.training.search import Choice
 from pipeline.training.training_data import TrainingData
 from pipeline.trust.options import Trust
 from pipeline.trust.safeguards import HeldOut
 
 TRUST_FOLDS = 3  # for calibration and abstention, where choosing made no folds
 ENOUGH = 300  # validation images from which a network learns its temperature; with 36 it was worse than by folds
+BySplit = Mapping[str, NDArray[np.float64]]
 
 
-def _answers(fitter: Fitter, fitted: Any, calibrate: Calibrate | None = None) -> dict[str, NDArray[np.float64]]:
-    """Return the probabilities of the splits that the head has not seen."""
-    rows = {split: fitter.data.rows(split) for split in ("validation", "test")}
-    return {split: fitter.probabilities(fitted, each, calibrate) for split, each in rows.items() if len(each)}
+@dataclass(frozen=True)
+class CalibrationPlan:
+    """How a head is calibrated and its threshold learned.
 
-
-def _validation_calibrates(data: TrainingData, chosen: Choice, trust: Trust) -> bool:
-    """Say whether the validation images, by which a network stopped, may teach it its temperature, too.
-
-    They do so as well as folds, which would train it three times more. A threshold and curves want more images, and
-    without a test split the validation images are those that the score comes from.
+    Parameters
+    ----------
+    method : str
+        ``"none"``, ``"temperature"`` or ``"isotonic"``.
+    images : str
+        ``"validation"``: the validation images; ``"folds"``: training images, predicted out of fold.
     """
-    return (
-        find_head(chosen.head).early_stopping
-        and trust.calibration in ("auto", "temperature")
-        and trust.abstain is None
-        and chosen.folded is None
-        and len(data.rows("test")) > 0
-        and len(data.rows("validation")) >= ENOUGH
-    )
+
+    method: str
+    images: str
 
 
-def _of_validation(
-    data: TrainingData, raw: Mapping[str, NDArray[np.float64]], classes: NDArray[np.int64]
-) -> HeldOut | None:
-    """Return labels and probabilities of the validation images of the head's classes."""
+def plan_calibration(
+    trust: Trust, row: Head, counts: Mapping[str, int], *, tuned: bool, folded: bool, has_temperature: bool
+) -> CalibrationPlan:
+    """Decide who calibrates a head, and by which method.
+
+    Folds of the training images do, with two exceptions. Those that a tuned network has learned from cannot; the
+    validation images do, if there are enough of them and test images for the score, or else there is no calibration.
+    A head with early stopping takes its temperature from as many validation images too, because folds would train it
+    three times more; a threshold and isotonic curves need more images.
+
+    Parameters
+    ----------
+    trust : Trust
+    row : Head
+    counts : mapping of str to int
+        Images of each split.
+    tuned : bool
+        Whether the network was tuned on the training images.
+    folded : bool
+        Whether choosing the head made out-of-fold probabilities already.
+    has_temperature : bool
+        Whether the fitted head comes with a temperature from its own folds.
+
+    Examples
+    --------
+    >>> from pipeline.heads.classifiers import HEADS
+    >>> counts = {"train": 2000, "validation": 400, "test": 400}
+    >>> how = {"tuned": False, "folded": False, "has_temperature": False}
+    >>> plan_calibration(Trust(), HEADS["logreg"], counts, **how)
+    CalibrationPlan(method='temperature', images='folds')
+    >>> plan_calibration(Trust(), HEADS["dense"], counts, **how)
+    CalibrationPlan(method='temperature', images='validation')
+    """
+    enough = counts["validation"] >= ENOUGH and counts["test"] > 0
+    if tuned:
+        # A temperature from the head's own folds comes from images that the network has learned from.
+        method = "temperature" if trust.calibration == "auto" else trust.calibration
+        return CalibrationPlan(method if enough else "none", "validation")
+    method = trust.calibration
+    if method == "auto":
+        method = "none" if has_temperature else "temperature"
+    stopped = row.early_stopping and method == "temperature" and trust.abstain is None and not folded
+    return CalibrationPlan(method, "validation" if stopped and enough else "folds")
+
+
+def unseen_probabilities(fitter: Fitter, head: Any, calibrate: Calibrate | None = None) -> dict[str, Any]:
+    """Return the probabilities of the validation and test images, as far as there are any, by split."""
+    rows = {split: fitter.data.rows(split) for split in ("validation", "test")}
+    return {split: fitter.probabilities(head, each, calibrate) for split, each in rows.items() if len(each)}
+
+
+def of_validation(data: TrainingData, unseen: BySplit, classes: NDArray[np.int64]) -> HeldOut | None:
+    """Return labels and probabilities of the validation images, in columns of the head's classes."""
     y = data.y[data.rows("validation")]
     known = np.isin(y, classes)
-    return np.searchsorted(classes, y[known]), raw["validation"][known][:, np.asarray(classes, int)]
+    return np.searchsorted(classes, y[known]), unseen["validation"][known][:, np.asarray(classes, int)]
 
 
-def _of_folds(fitter: Fitter, chosen: Choice, classes: NDArray[np.int64]) -> HeldOut | None:
-    """Return labels and out-of-fold probabilities of training images, in columns of the head's classes."""
-    y, rows = fitter.data.y, chosen.folded_rows
-    proba = chosen.folded
+def of_folds(fitter: Fitter, choice: Choice, classes: NDArray[np.int64]) -> HeldOut | None:
+    """Return labels and out-of-fold probabilities of training images, in columns of the head's classes.
+
+    Returns
+    -------
+    tuple of ndarray (n,) and ndarray (n, k), or None
+        None if fewer than two classes have enough images to make folds.
+    """
+    y, rows = fitter.data.y, choice.folded_rows
+    proba = choice.folded
     if proba is None:
         train = fitter.data.rows("train")
-        counts = _units_of_classes(fitter.data, train)
+        counts = units_of_classes(fitter.data, train)
         folds = min(TRUST_FOLDS, max(2, min(counts.values())))
         # A class with fewer images than folds takes no part.
         rows = train[[counts[label] >= folds for label in y[train].tolist()]]
@@ -63,13 +114,13 @@ def _of_folds(fitter: Fitter, chosen: Choice, classes: NDArray[np.int64]) -> Hel
             return None
         proba = np.zeros((len(y), len(fitter.data.classes)))
         for inner, outer in fitter.folds(folds, rows):
-            (fitted,) = fitter.fit(chosen.head, [chosen.params], inner)
+            (fitted,) = fitter.fit(choice.head, [choice.params], inner)
             proba[outer] = fitter.probabilities(fitted, outer)
         proba = proba[rows]
     return np.searchsorted(classes, y[rows]), proba[:, np.asarray(classes, int)]
 
 
-def _units_of_classes(data: TrainingData, rows: NDArray[np.int64]) -> Counter[int]:
-    """Count the units of each class: an image of a group counts with its group, which no fold may cut."""
+def units_of_classes(data: TrainingData, rows: NDArray[np.int64]) -> Counter[int]:
+    """Count the units of each class: the images of a group are one unit, which no fold splits."""
     units = set(zip(data.y[rows].tolist(), data.units[rows].tolist(), strict=True))
     return Counter(label for label, _ in units)

@@ -78,7 +78,7 @@ def provenance_of(data: TrainingData, seed: int) -> dict[str, Any]:
     }
 
 
-def _plain(asked: dict[str, Any]) -> dict[str, Any]:
-    """Return what was asked for as JSON would give it back."""
-    plain: dict[str, Any] = json.loads(json.dumps(asked, default=str))
+def as_json(data: dict[str, Any]) -> dict[str, Any]:
+    """Return data as JSON reads them back; what JSON does not know becomes text."""
+    plain: dict[str, Any] = json.loads(json.dumps(data, default=str))
     return plain

@@ -6,8 +6,8 @@ from typing import Any
 from pipeline.metrics.binary import format_two_class
 from pipeline.metrics.label_sets import format_labels
 from pipeline.metrics.tables import format_confusion, format_table
+from pipeline.training.leaderboard import TIMES, format_leaderboard
 from pipeline.training.learning_curve import format_curve
-from pipeline.training.search import TIMES, format_leaderboard
 from pipeline.trust.safeguards import format_trust
 
 

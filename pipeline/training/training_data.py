@@ -20,6 +20,7 @@ from pipeline.images.splits import draw_splits
 from pipeline.images.texts import Texts
 from pipeline.wording import count_of
 
+SPLITS = ("train", "validation", "test")
 Features = FeatureStore | str | os.PathLike[str]
 
 
@@ -31,8 +32,8 @@ class TrainingData:
     ----------
     X : ndarray of float32, shape (n, v, sum of dims)
         The first of the v views of an image is the image as it is.
-    y : ndarray of int, shape (n,)
-        Index into `classes`; every row is labelled.
+    y : ndarray of int, shape (n,), or (n, l) with several labels per image
+        Index into `classes`; every row is labelled. With several labels, 1 where an image has the label.
     splits, groups : ndarray of str, shape (n,)
     classes : tuple of str
     stores : tuple of FeatureStore
@@ -54,6 +55,21 @@ class TrainingData:
     def rows(self, split: str) -> NDArray[np.int64]:
         """Return the rows of a split."""
         return np.flatnonzero(self.splits == split)
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """Number of images of each split."""
+        return {split: len(self.rows(split)) for split in SPLITS}
+
+    @property
+    def scored_on(self) -> str:
+        """Where the score comes from: ``"test"``, else ``"validation"``, else ``"cross-validation"``."""
+        return next((split for split in ("test", "validation") if self.counts[split]), "cross-validation")
+
+    @property
+    def tuned(self) -> bool:
+        """Whether a network was tuned on the training images."""
+        return any(store.recipe.weights == TUNED for store in self.stores)
 
     @cached_property
     def units(self) -> NDArray[np.int64]:
@@ -104,7 +120,7 @@ def load_training_data(
         notes.append(f"{missing} images without a label were left out")
     labelled = _not_excluded(first, rows[0], labelled, excluded_paths(findings), notes)
     rows = [each[labelled] for each in rows]
-    _check_tuned(stores, rows)
+    _check_tuned_splits(stores, rows)
     blocks = [_vectors(store, each) for store, each in zip(stores, rows, strict=True)]
     picked = rows[0].tolist()
     groups = [first.index.groups[row] for row in picked]
@@ -131,7 +147,7 @@ def load_training_data(
     )
 
 
-def _check_tuned(stores: Sequence[FeatureStore], rows: Sequence[NDArray[np.int64]]) -> None:
+def _check_tuned_splits(stores: Sequence[FeatureStore], rows: Sequence[NDArray[np.int64]]) -> None:
     """Raise TrainingError where a network that learned from some images would be judged by them."""
     splits = [[store.splits[row] for row in each] for store, each in zip(stores, rows, strict=True)]
     for store, own in zip(stores, splits, strict=True):

@@ -1,4 +1,4 @@
-"""When to say nothing: a threshold on the top probability that buys the accuracy that was asked for."""
+"""Abstention: the lowest threshold on the top probability that guarantees an accuracy."""
 
 from typing import Any
 
@@ -9,39 +9,39 @@ from pipeline.errors import TrainingError, UsageError
 from pipeline.metrics.intervals import wilson_interval
 
 CONFIDENCE = 0.9
-_STEPS = 100  # sizes of the accepted part that are tested, at most
+_STEPS = 100  # thresholds that are tested, at most
 
 
-def learn_threshold(right: NDArray[np.bool_], confidence: NDArray[np.float64], asked: float) -> float:
-    """Find the lowest threshold above which answers are as accurate as asked, with 90 % confidence.
+def learn_threshold(correct: NDArray[np.bool_], confidence: NDArray[np.float64], accuracy: float) -> float:
+    """Find the lowest threshold above which answers have the given accuracy, with 90 % confidence.
 
-    Fixed-sequence testing (Angelopoulos, Bates, Candès, Jordan and Lei, "Learn then Test", 2021): the most
-    confident images are accepted first, then more and more in steps that were laid down beforehand. Each step
-    is an exact binomial test of "the accepted accuracy is below what was asked", and the last step before the
-    first one that fails gives the threshold; so the chance that the threshold promises too much is at most
-    10 %, whatever the number of steps. The first step takes a tenth of the images, and at least twice as many as
-    would do without a mistake.
+    Fixed-sequence testing (Angelopoulos, Bates, Candès, Jordan and Lei, "Learn then Test", 2021): a sequence fixed in
+    advance accepts the most confident images first, then more and more. Each step is an exact binomial test of the
+    hypothesis that the accuracy of the accepted images is below `accuracy`; the last step before the first one that
+    fails gives the threshold. The probability that the threshold guarantees too much is at most 10 %, whatever the
+    number of steps. The first step accepts a tenth of the images, but at least twice as many as would pass the test
+    without an error.
 
     Parameters
     ----------
-    right : bool array of shape (n,)
-        Whether the most probable class was the true one, on images that the head was not fitted on.
+    correct : bool array of shape (n,)
+        Whether the most probable class is the true one, on images that the head was not fitted on.
     confidence : float array of shape (n,)
-        Probability of that class.
-    asked : float
-        Accuracy, above 0 and below 1.
+        Probability of the most probable class.
+    accuracy : float
+        Above 0 and below 1.
 
     Returns
     -------
     float
-        Answers with this probability or more are accepted; 0.0 where all can be.
+        Answers of this probability or more are accepted; 0.0 if all can be.
 
     Raises
     ------
     UsageError
-        If `asked` is no such number.
+        If `accuracy` is out of range.
     TrainingError
-        If there are too few images, or no threshold will do.
+        If there are too few images, or no threshold gives the accuracy.
 
     Examples
     --------
@@ -52,56 +52,59 @@ def learn_threshold(right: NDArray[np.bool_], confidence: NDArray[np.float64], a
     """
     from scipy.stats import binom
 
-    if not 0 < asked < 1:
-        raise UsageError(f"abstain {asked} is no accuracy that can be promised; give one above 0 and below 1")
-    least = needed(asked) // 2
-    if len(right) < 2 * least:
+    if not 0 < accuracy < 1:
+        raise UsageError(
+            f"abstain {accuracy} is not an accuracy that can be guaranteed; give a number above 0 and below 1"
+        )
+    least = images_needed(accuracy)
+    if len(correct) < least:
         raise TrainingError(
-            f"to promise an accuracy of {asked:g} takes {2 * least} held-out images, and there are {len(right)};"
-            " ask for less, add images, or leave out --abstain"
+            f"guaranteeing an accuracy of {accuracy:g} takes at least {least} held-out images, and there are"
+            f" {len(correct)}; ask for a lower accuracy, add images, or leave out --abstain"
         )
     ordered = np.sort(confidence)[::-1]
-    sizes = np.unique(np.linspace(max(2 * least, len(right) // 10), len(right), _STEPS).round().astype(int))
+    sizes = np.unique(np.linspace(max(least, len(correct) // 10), len(correct), _STEPS).round().astype(int))
     threshold = None
     for size in sizes.tolist():
         candidate = float(ordered[size - 1])
-        accepted = confidence >= candidate  # equal ones are in or out together
-        wrong = int((accepted & ~right).sum())
-        if binom.cdf(wrong, int(accepted.sum()), 1 - asked) > 1 - CONFIDENCE:
+        is_accepted = confidence >= candidate  # images of equal confidence are accepted together
+        wrong = int((is_accepted & ~correct).sum())
+        if binom.cdf(wrong, int(is_accepted.sum()), 1 - accuracy) > 1 - CONFIDENCE:
             break
         threshold = candidate
     if threshold is None:
         raise TrainingError(
-            f"no threshold gives an accuracy of {asked:g} with {CONFIDENCE:.0%} confidence: of the {accepted.sum()}"
-            f" images that the head is surest of {wrong} are wrong; ask for less, or leave out --abstain"
+            f"no threshold gives an accuracy of {accuracy:g} with {CONFIDENCE:.0%} confidence: of the"
+            f" {is_accepted.sum()} most confident answers {wrong} are wrong; ask for a lower accuracy, or leave out"
+            " --abstain"
         )
-    # A hair lower, so that equal votes are accepted also where another machine rounds otherwise.
-    return 0.0 if accepted.all() and candidate == threshold else threshold * (1 - 1e-9)
+    # Slightly lower, so that equal probabilities are accepted also on a machine that rounds differently.
+    return 0.0 if is_accepted.all() and candidate == threshold else threshold * (1 - 1e-9)
 
 
-def needed(asked: float) -> int:
-    """Return how many held-out images it takes to promise an accuracy.
+def images_needed(accuracy: float) -> int:
+    """Return how many held-out images are needed to guarantee an accuracy.
 
-    >>> needed(0.95)
+    >>> images_needed(0.95)
     90
     """
-    return 2 * int(np.ceil(np.log(1 - CONFIDENCE) / np.log(asked)))
+    return 2 * int(np.ceil(np.log(1 - CONFIDENCE) / np.log(accuracy)))
 
 
-def accepted(right: NDArray[np.bool_], confidence: NDArray[np.float64], threshold: float) -> dict[str, Any]:
-    """Say how many images a threshold accepts, and how many of those are right.
+def accepted(correct: NDArray[np.bool_], confidence: NDArray[np.float64], threshold: float) -> dict[str, Any]:
+    """Count the images that a threshold accepts, and measure the accuracy of their answers.
 
     Parameters
     ----------
-    right, confidence
-        As in `learn_threshold`, of images that had no part in learning it.
+    correct, confidence
+        As in `learn_threshold`.
     threshold : float
 
     Returns
     -------
     dict
-        Ready for JSON: ``n``, ``accepted``, ``coverage``, ``accuracy`` of the accepted and its 95 % ``interval``
-        (Wilson); both are None where none is accepted.
+        Ready for JSON: ``n``, ``accepted``, ``coverage`` (accepted / n), ``accuracy`` of the accepted images and its
+        95 % ``interval`` (Wilson); the last two are None if none is accepted.
 
     Examples
     --------
@@ -109,12 +112,12 @@ def accepted(right: NDArray[np.bool_], confidence: NDArray[np.float64], threshol
     >>> found["coverage"], found["accuracy"]
     (0.6666666666666666, 1.0)
     """
-    taken = confidence >= threshold
-    count, good = int(taken.sum()), int((taken & right).sum())
+    is_accepted = confidence >= threshold
+    count, hits = int(is_accepted.sum()), int((is_accepted & correct).sum())
     return {
-        "n": len(right),
+        "n": len(correct),
         "accepted": count,
-        "coverage": count / len(right),
-        "accuracy": good / count if count else None,
-        "interval": list(wilson_interval(good, count)) if count else None,
+        "coverage": count / len(correct),
+        "accuracy": hits / count if count else None,
+        "interval": list(wilson_interval(hits, count)) if count else None,
     }

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import IntegrityError, UsageError
-from pipeline.heads.arrays import packed, softmax, unpacked
+from pipeline.heads.arrays import from_npz, softmax, to_npz
 from pipeline.metrics.losses import log_losses
 from pipeline.trust.options import METHODS
 
@@ -60,7 +60,7 @@ class Calibration:
         """Return the arrays as an ``.npz`` archive."""
         sizes = np.array([curve.shape[1] for curve in self.curves], np.int64)
         x, y = np.hstack(self.curves) if self.curves else np.empty((2, 0))
-        return packed(smoothing=self.smoothing, temperature=self.temperature, x=x, y=y, sizes=sizes)
+        return to_npz(smoothing=self.smoothing, temperature=self.temperature, x=x, y=y, sizes=sizes)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Calibration":
@@ -71,7 +71,7 @@ class Calibration:
         IntegrityError
             If these are other arrays.
         """
-        with unpacked(data, _NAMES, "the calibration") as (smoothing, temperature, x, y, sizes):
+        with from_npz(data, _NAMES, "the calibration") as (smoothing, temperature, x, y, sizes):
             stacked = np.stack([x, y]).astype(np.float64)
             parts = np.split(stacked, np.cumsum(sizes)[:-1], axis=1) if len(sizes) else []
             found = cls(float(smoothing), float(temperature), tuple(parts))

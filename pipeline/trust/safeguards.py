@@ -1,4 +1,4 @@
-"""How far a head's answers can be trusted: what is asked for (`Trust`) and what was learned (`Safeguards`)."""
+"""`Safeguards`: what a training learned about how far a head's answers can be trusted; `Trust` asks for it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from pipeline.metrics.reliability_curve import reliability
 from pipeline.trust.abstention import CONFIDENCE, accepted, learn_threshold
 from pipeline.trust.calibration import Calibration, across_halves, fit_calibration, temperature
 from pipeline.trust.novelty import FALSE_ALARMS, Novelty
-from pipeline.trust.options import Trust
+from pipeline.trust.options import Trust as Trust
 
 OK = "ok"
 ABSTAIN = "abstain"
@@ -108,22 +108,26 @@ class Safeguards:
 
 
 def learn_safeguards(
-    trust: Trust, head: Any, held_out: Callable[[], HeldOut | None], seed: int = 0
-) -> tuple[Safeguards, list[str]]:
-    """Calibrate a fitted head and learn its threshold; the novelty score is left to `Novelty.fit`.
+    method: str, abstain: float | None, head: Any, held_out: Callable[[], HeldOut | None], seed: int = 0
+) -> tuple[Any, Safeguards, list[str]]:
+    """Calibrate a fitted head and learn its threshold; `Novelty.fit` learns the novelty score.
 
     Parameters
     ----------
-    trust : Trust
+    method : str
+        ``"none"``, ``"temperature"`` or ``"isotonic"``.
+    abstain : float or None
+        Accuracy that accepted answers shall have; None for no threshold.
     head : fitted pipeline of `make_head`
-        Its logits are divided by the temperature in place where it has some.
     held_out : callable
-        Makes labels (n,) and probabilities (n, k) of images by heads that did not see them, in columns of
-        ``head.classes_``; None where there are too few. Called only when needed.
+        Makes labels (n,) and probabilities (n, k) of images by heads that were not fitted on them, in columns of
+        ``head.classes_``; None if there are too few. Called only when needed.
     seed : int
 
     Returns
     -------
+    head : fitted pipeline
+        With the temperature inside where its classifier has a softmax; else the same.
     safeguards : Safeguards
     notes : list of str
 
@@ -132,11 +136,8 @@ def learn_safeguards(
     TrainingError
         If no threshold gives the accuracy that was asked for.
     """
-    method = trust.calibration
-    if method == "auto":
-        method = "none" if hasattr(head[-1], "temperature_") else "temperature"
-    if method == "none" and trust.abstain is None:
-        return Safeguards(facts={"calibration": "none"}), []
+    if method == "none" and abstain is None:
+        return head, Safeguards(facts={"calibration": "none"}), []
     held = held_out()
     notes = []
     if held is None:
@@ -149,28 +150,29 @@ def learn_safeguards(
     if method != "none":
         errors = [reliability(y, each)["error"] for each in (proba, across_halves(method, y, proba, seed))]
         facts["error_out_of_fold"] = dict(zip(("before", "after"), errors, strict=True))
-        calibration = _calibrated(method, head, y, proba)
+        calibrated, calibration = _calibrate(method, head, y, proba)
         proba = calibration.apply(proba)
         if method == "temperature":
             facts |= {"temperature": calibration.temperature, "smoothing": calibration.smoothing}
-            calibration = calibration if calibration.smoothing else None  # else it is inside the head
+        if calibrated is not head:  # the temperature is inside
+            head, calibration = calibrated, None
     threshold = None
-    if trust.abstain is not None:
-        right, sure = proba.argmax(axis=1) == y, proba.max(axis=1)
-        threshold = learn_threshold(right, sure, trust.abstain)
+    if abstain is not None:
+        right, confidences = proba.argmax(axis=1) == y, proba.max(axis=1)
+        threshold = learn_threshold(right, confidences, abstain)
         facts |= {
-            "abstain": {"asked": trust.abstain, "confidence": CONFIDENCE, **accepted(right, sure, threshold)},
+            "abstain": {"asked": abstain, "confidence": CONFIDENCE, **accepted(right, confidences, threshold)},
         }
-    return Safeguards(calibration, threshold, None, facts), notes
+    return head, Safeguards(calibration, threshold, None, facts), notes
 
 
-def _calibrated(method: str, head: Any, y: NDArray[np.int64], proba: NDArray[np.float64]) -> Calibration:
-    """Fit a calibration; without smoothing it was put into the head."""
+def _calibrate(method: str, head: Any, y: NDArray[np.int64], proba: NDArray[np.float64]) -> tuple[Any, Calibration]:
+    """Return the calibrated head and what was fitted; the same head if its classifier has no softmax to scale."""
     if method == "temperature":
-        degrees = temperature(y, proba)
-        if temper(head, degrees):
-            return Calibration(0.0, degrees)
-    return fit_calibration(method, y, proba)
+        found = temperature(y, proba)
+        if (tempered := temper(head, found)) is not None:
+            return tempered, Calibration(0.0, found)
+    return head, fit_calibration(method, y, proba)
 
 
 def trust_facts(
@@ -193,8 +195,8 @@ def trust_facts(
     """
     facts: dict[str, Any] = {"calibration": {"before": reliability(y, before), "after": reliability(y, after)}}
     if safeguards.threshold is not None:
-        right, sure = after.argmax(axis=1) == y, after.max(axis=1)
-        facts["abstain"] = {"threshold": safeguards.threshold, **accepted(right, sure, safeguards.threshold)}
+        right, confidences = after.argmax(axis=1) == y, after.max(axis=1)
+        facts["abstain"] = {"threshold": safeguards.threshold, **accepted(right, confidences, safeguards.threshold)}
     return facts
 
 

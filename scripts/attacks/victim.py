@@ -144,12 +144,13 @@ class _CountedFile(io.FileIO):
 class _InProcess(contextlib.nullcontext[Any]):
     """Replaces the decoder processes where they are not under attack."""
 
+    def __enter__(self) -> Any:
+        return self
+
     def __call__(self, *words: Any) -> Any:
         return self.enter_result(*words)
 
     def start(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Victim:
