@@ -195,11 +195,11 @@ def test_features_stay_positive_for_a_classifier_that_needs_it():
         ("sklearn.ensemble.NoSuchThing", "cannot import the head 'sklearn.ensemble.NoSuchThing'"),
         ("no_such_module_here.Thing", "No module named 'no_such_module_here'"),
         ("sklearn..ensemble:Thing", "cannot import the head"),
-        ("sklearn.linear_model.LinearRegression", "is no scikit-learn classifier"),
-        ("sklearn.preprocessing.StandardScaler", "is no scikit-learn classifier"),
+        ("sklearn.linear_model.LinearRegression", "is not a scikit-learn classifier"),
+        ("sklearn.preprocessing.StandardScaler", "is not a scikit-learn classifier"),
         ("sklearn.ensemble.VotingClassifier", "without arguments .*estimators"),
-        ("os.path.join", "'os.path.join' is no scikit-learn classifier"),
-        ("math.pi", "'math.pi' is no scikit-learn classifier"),
+        ("os.path.join", "'os.path.join' is not a scikit-learn classifier"),
+        ("math.pi", "'math.pi' is not a scikit-learn classifier"),
     ],
 )
 def test_an_unusable_head_is_one_clear_line(name, words):

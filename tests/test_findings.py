@@ -95,7 +95,7 @@ def test_excluded_images_take_no_part(tmp_path):
     data = load_training_data(store, 0, findings)
     assert data.paths == tuple(store.paths[7:])
     np.testing.assert_array_equal(data.X[:, 0], store.features[7:])
-    assert "7 images left out, as the findings say" in data.notes
+    assert "7 images left out because the findings exclude them" in data.notes
     write_findings(findings, tmp_path / "f.csv")
     bundle, report = train_head(store, "nearest-centroid", exclude=tmp_path / "f.csv")
     assert report.provenance["images"] == 113
@@ -141,7 +141,7 @@ def test_excluding_what_judges_is_said_and_so_are_strangers(tmp_path):
     store = make_duplicates(tmp_path / "f.h5", splits=splits)
     findings = [Finding("exclude", "dark", path) for path in (store.paths[0], store.paths[100], "no/such.jpg")]
     data = load_training_data(store, 0, findings)
-    assert "2 images left out, as the findings say" in data.notes
+    assert "2 images left out because the findings exclude them" in data.notes
     assert any(note.startswith("1 validation or test image among these") for note in data.notes)
     assert f"1 path of the findings not in {store.path}" in data.notes
 

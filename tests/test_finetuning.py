@@ -220,7 +220,7 @@ def test_its_training_images_never_judge_it(tuned, start, tmp_path):
     with FeatureStore(start / "f.h5") as store:
         splits = ["test" if split == "train" else split for split in store.splits]
         write_store(tmp_path / "other.h5", dataclasses.replace(store.index, splits=splits), [store.features])
-    with pytest.raises(TrainingError, match=r"its own training images, and .*other\.h5 has other splits or none"):
+    with pytest.raises(TrainingError, match=r"its training images, and .*other\.h5 has other splits or none"):
         train_head([tmp_path / "other.h5", folder / "t.h5"])
     _, report = train_head([folder / "t.h5", tmp_path / "other.h5"])
     assert report.counts == {"train": 40, "validation": 10, "test": 10}
@@ -229,7 +229,7 @@ def test_its_training_images_never_judge_it(tuned, start, tmp_path):
     with FeatureStore(folder / "t.h5") as store:
         index = dataclasses.replace(store.index, splits=[""] * len(store))
         write_store(tmp_path / "none.h5", index, [store.features])
-    with pytest.raises(TrainingError, match="splits that are drawn now could put its training images into the test"):
+    with pytest.raises(TrainingError, match="drawing splits now could put its training images into the test split"):
         train_head(tmp_path / "none.h5")
 
 

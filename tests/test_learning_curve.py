@@ -48,7 +48,9 @@ def test_points_that_follow_no_law_are_not_extrapolated():
     law, reason = extrapolate(SIZES, errors, draws_of(errors))
     assert law is None
     assert "no power law fits" in reason
-    assert extrapolate(SIZES[:3], errors[:3], draws_of(errors)[:, :3])[1].startswith("3 sizes are too few, it takes 4")
+    assert extrapolate(SIZES[:3], errors[:3], draws_of(errors)[:, :3])[1].startswith(
+        "3 sizes are too few, 4 are needed"
+    )
     few = np.array([0.6, 0.5, 0.4, 0.3, 0.2])
     assert "could be anything from" in extrapolate(SIZES, few, draws_of(few, 12))[1]
 

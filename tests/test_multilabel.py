@@ -143,13 +143,13 @@ def test_a_label_without_training_images_or_on_all_of_them(tmp_path):
 
 def test_wrong_requests(tmp_path):
     store, _ = tagged_store(tmp_path / "f.h5")
-    with pytest.raises(UsageError, match="the dense head cannot learn several labels per image; choose another"):
+    with pytest.raises(UsageError, match="head 'dense' does not support several labels per image; choose another"):
         train_multi_label(store, head="dense")
     for unused in ({"cv": 3}, {"average_views": True}, {"calibration": "isotonic"}, {"exclude": "findings.csv"}):
         (name,) = unused
         with pytest.raises(UsageError, match=f"--multi-label does not support --{name.replace('_', '-')}; leave"):
             train_multi_label(store, **unused)
-    with pytest.raises(UsageError, match="the separator ' ' cannot tell labels apart; give one such as ;"):
+    with pytest.raises(UsageError, match="the separator ' ' cannot separate labels; give one such as ;"):
         train_multi_label(store, " ")
     index = make_index(["a", "b"], 5, labels=np.array([0, 1], np.int32), classes=("x;y", "y"), splits=["train"] * 2)
     write_store(tmp_path / "g.h5", index, [np.eye(2, 5, dtype=np.float32)])

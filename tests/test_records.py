@@ -57,7 +57,7 @@ def test_a_line_cut_off_spoils_no_other(tmp_path):
     assert damaged == 4
     with pytest.raises(PipelineError, match=r"cannot read .*gone: No such file.*; train a head first, or name the"):
         read_records(tmp_path / "gone")
-    with pytest.raises(PipelineError, match="the bundle is saved, the run is not"):
+    with pytest.raises(PipelineError, match="the bundle is saved, but the run is not recorded"):
         append_record(path / "below", run(1))
 
 

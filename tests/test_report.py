@@ -344,7 +344,7 @@ def test_a_bundle_and_a_foreign_feature_file(run, made, tmp_path):
     assert "end it in .html" in run("report", bundle, "--out", tmp_path / "r.pdf")[2]
     FeatureStore(features).close()
     Path(features).unlink()
-    told = f"the feature file of the bundle lies not at {features} any more; name it with --features"
+    told = f"the feature file of the bundle is no longer at {features}; name it with --features"
     assert told in run("report", bundle, "--out", tmp_path / "r.html")[2]
 
 

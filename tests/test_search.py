@@ -177,15 +177,15 @@ def test_a_spent_budget_says_what_was_not_tried(quick):
     found = race(Fitter(make_data()), budget=1e-6)
     assert found.head == "logreg"
     assert {each["head"] for each in found.candidates} == {"logreg"}
-    assert "knn: not tried, for the budget was spent" in found.notes
-    assert "logreg: not finished, for the budget was spent" in "; ".join(found.notes)
+    assert "knn: not tried, because the budget was spent" in found.notes
+    assert "logreg: not finished, because the budget was spent" in "; ".join(found.notes)
 
 
 def test_a_head_that_would_take_too_long_is_left_out(quick, monkeypatch):
     fair, seconds = np.full((120, 3), 1 / 3), (0.0, 1000.0)
     monkeypatch.setattr(racing, "_pilot", lambda _, each, __, outer: (seconds[each[0].head == "svm"], fair[outer]))
     found = race(Fitter(make_data()), budget=30)
-    assert "svm: not tried, for the budget was spent and a fold takes 1000.0 s" in found.notes
+    assert "svm: not tried, because the budget was spent and a fold takes 1000.0 s" in found.notes
     assert "svm" not in {each["head"] for each in found.candidates}
 
 
@@ -257,8 +257,8 @@ def test_the_race_through_train_head(quick, tmp_path):
     [
         ({"head": "auto", "params": {"C": 1.0}}, "head 'auto' chooses the parameters itself; name a head"),
         ({"budget": 5.0}, "a budget is for head 'auto', not for 'logreg'; leave it out"),
-        ({"head": "auto", "budget": -1.0}, "budget -1.0 is no time; give seconds above 0, such as 60"),
-        ({"head": "auto", "budget": float("nan")}, "budget nan is no time"),
+        ({"head": "auto", "budget": -1.0}, "budget -1.0 is not a time; give seconds above 0, such as 60"),
+        ({"head": "auto", "budget": float("nan")}, "budget nan is not a time"),
         ({"average_views": True}, "average_views needs several views of each image; extract with --views first"),
     ],
 )

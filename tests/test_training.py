@@ -172,7 +172,7 @@ def test_rows_without_label_are_left_out(tmp_path):
         ({"splits": ["test"] * 90}, {}, TrainingError, "the training split is empty"),
         ({}, {"head": "logrek"}, UsageError, "logrek"),
         ({}, {"params": {"c": 1}}, UsageError, "'c'"),
-        ({}, {"cv": 1}, UsageError, "cv 1 makes no folds; give 2 or more"),
+        ({}, {"cv": 1}, UsageError, "cv 1 is too few folds; give 2 or more"),
         (
             {},
             {"cv": 21},

@@ -309,7 +309,10 @@ def test_abstaining_without_folds_is_an_error(tmp_path):
     ("trust", "words"),
     [
         (Trust("platt"), "calibration 'platt' is unknown; expected one of auto, none, temperature, isotonic"),
-        (Trust(abstain=1.2), r"abstain 1\.2 is no accuracy that can be promised; give one above 0 and below 1"),
+        (
+            Trust(abstain=1.2),
+            r"abstain 1\.2 is not an accuracy that can be guaranteed; give a number above 0 and below 1",
+        ),
     ],
 )
 def test_wrong_requests_are_errors_before_files_are_read(trust, words):
@@ -320,7 +323,7 @@ def test_wrong_requests_are_errors_before_files_are_read(trust, words):
 def test_damaged_arrays_are_refused():
     with pytest.raises(IntegrityError, match="the calibration cannot be read"):
         Calibration.from_bytes(b"zip")
-    with pytest.raises(IntegrityError, match="numbers that make no sense"):
+    with pytest.raises(IntegrityError, match="the calibration contains invalid numbers"):
         Calibration.from_bytes(Calibration(temperature=-1.0).to_bytes())
     with pytest.raises(IntegrityError, match="the novelty score cannot be read"):
         Novelty.from_bytes(b"zip", 3)

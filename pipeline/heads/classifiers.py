@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
 
 
-AUTO = "auto"  # stands for a race of many heads, see `pipeline.training.race`; no head of that name can be made
+AUTO = "auto"  # not a head: a race of many, see `pipeline.training.race`
 
 
 @dataclass(frozen=True)
@@ -90,21 +90,21 @@ def _ridge(seed: int) -> "ClassifierMixin":
 def _linear_svm(seed: int) -> "ClassifierMixin":
     from sklearn.svm import LinearSVC
 
-    # The dual solver is the faster one here also where there are more images than features.
+    # The dual solver is faster here, also if there are more images than features.
     return LinearSVC(C=1e-3, dual=True, tol=1e-2, max_iter=20_000, random_state=seed)
 
 
 def _svm(seed: int) -> "ClassifierMixin":
     from sklearn.svm import SVC
 
-    # Values of pairs of classes make better probabilities than counted votes; SoftmaxHead sums them up.
+    # Decision values of pairs of classes make better probabilities than votes; SoftmaxHead sums them up.
     return SVC(C=3.0, decision_function_shape="ovo", random_state=seed)
 
 
 def _knn(seed: int) -> "ClassifierMixin":
     from sklearn.neighbors import KNeighborsClassifier
 
-    # Trees gain nothing on long vectors, and skops does not know their types.
+    # Search trees are no faster on long vectors, and skops does not know their types.
     return KNeighborsClassifier(n_neighbors=5, algorithm="brute")
 
 
@@ -192,7 +192,7 @@ _ROWS = (
     ),
     Head("random-forest", "300 randomised trees", _random_forest, standardise=False, races=True, growth=1.1),
     Head("hist-gradient-boosting", "boosted trees on binned features", _hist_gradient_boosting, standardise=False),
-    Head("dummy", "always the commonest class: the baseline", _dummy, standardise=False),
+    Head("dummy", "always the most frequent class: the baseline", _dummy, standardise=False),
     Head("dense", "Keras network: hidden layers, dropout, early stopping", _dense, early_stopping=True),
 )
 
@@ -222,19 +222,19 @@ def make_head(name: str, params: Mapping[str, object] | None = None, seed: int =
     params : mapping of str to object, optional
         Parameters of the classifier by their plain names.
     seed : int
-        Goes to everything random in the head.
+        Of everything random in the head.
 
     Returns
     -------
     sklearn.pipeline.Pipeline
-        Steps ``float32``, ``standardise`` (where the head wants it) and ``head``; takes (n, d) arrays
-        of any float type and always offers ``predict_proba``. Classifiers with decision values
-        alone are wrapped in `SoftmaxHead`.
+        Steps ``float32``, ``standardise`` (if its row says so) and ``head``; takes (n, d) arrays
+        of any float type and has ``predict_proba``. Classifiers that only have decision values are wrapped in
+        `SoftmaxHead`.
 
     Raises
     ------
     UsageError
-        If the head or a parameter is unknown, or the path does not name a usable classifier.
+        If the head or a parameter is unknown, or the import path is not that of a usable classifier.
 
     Examples
     --------
@@ -263,11 +263,11 @@ def make_head(name: str, params: Mapping[str, object] | None = None, seed: int =
     return Pipeline([*steps, ("head", _softmax_head(name, classifier) if softmax else classifier)])
 
 
-Calibrate = Callable[[np.ndarray], np.ndarray]  # probabilities of a head's own classes to better ones
+Calibrate = Callable[[np.ndarray], np.ndarray]  # from probabilities in columns of the head's classes to calibrated ones
 
 
 def class_probabilities(head: Any, X: np.ndarray, n_classes: int, calibrate: Calibrate | None = None) -> np.ndarray:
-    """Ask a fitted head for probabilities, with a column also for classes that it has never seen.
+    """Return the probabilities of a fitted head, with a column also for classes without training images.
 
     Parameters
     ----------
@@ -302,7 +302,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def parse_params(pairs: Iterable[str]) -> dict[str, object]:
-    """Read ``NAME=VALUE`` pairs of the command line; values are Python literals, or else plain text.
+    """Parse ``NAME=VALUE`` pairs of the command line; values are Python literals, or else text.
 
     Parameters
     ----------
@@ -315,7 +315,7 @@ def parse_params(pairs: Iterable[str]) -> dict[str, object]:
     Raises
     ------
     UsageError
-        If a pair has no ``=``, no value, a name that cannot be a parameter, or comes twice.
+        If a pair has no ``=``, no value, a name that cannot be a parameter, or a name that was given before.
 
     Examples
     --------
@@ -357,7 +357,7 @@ def _import_classifier(path: str, seed: int) -> Any:
         ) from error
     if not (isinstance(found, type) and issubclass(found, ClassifierMixin)):
         raise UsageError(
-            f"{path!r} is no scikit-learn classifier; expected one, such as sklearn.naive_bayes.GaussianNB"
+            f"{path!r} is not a scikit-learn classifier; expected one, such as sklearn.naive_bayes.GaussianNB"
         )
     try:
         classifier = found()
@@ -369,7 +369,7 @@ def _import_classifier(path: str, seed: int) -> Any:
         ) from error
     if not usable:
         raise UsageError(
-            f"{path!r} is no scikit-learn classifier; expected one, such as sklearn.naive_bayes.GaussianNB"
+            f"{path!r} is not a scikit-learn classifier; expected one, such as sklearn.naive_bayes.GaussianNB"
         )
     if "random_state" in classifier.get_params():
         classifier.set_params(random_state=seed)
@@ -387,7 +387,7 @@ def _set_params(name: str, classifier: Any, params: Mapping[str, object]) -> Non
 def _softmax_head(name: str, classifier: Any) -> Any:
     if not hasattr(classifier, "decision_function"):
         raise UsageError(
-            f"the head {name!r} with these parameters offers no decision_function, so it gives no probabilities;"
+            f"the head {name!r} with these parameters has no decision_function, so it gives no probabilities;"
             " choose another classifier or other parameters"
         )
     from pipeline.heads.softmax_head import SoftmaxHead
@@ -396,7 +396,7 @@ def _softmax_head(name: str, classifier: Any) -> Any:
 
 
 def _wants_positive(classifier: Any) -> bool:
-    """Say whether standardised features would be refused, as by MultinomialNB."""
+    """Return whether the classifier refuses negative numbers, as MultinomialNB does."""
     from sklearn.utils import get_tags
 
     return bool(get_tags(classifier).input_tags.positive_only)

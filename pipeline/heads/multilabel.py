@@ -1,7 +1,7 @@
-"""Several labels per image: one classifier a label against the rest, and metrics that suit.
+"""Several labels per image: one classifier per label against the rest.
 
-A feature file keeps one label per image, so an image's labels are written together: ``cat;dog``. What belongs
-together is taken apart here, at training.
+A feature file has one label per image, so the labels of an image are written together: ``cat;dog``. They are split
+here, at training.
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ from pipeline.metrics.label_sets import THRESHOLD
 
 @dataclass(frozen=True)
 class MultiLabel:
-    """How a bundle's labels are told apart and put together.
+    """How the labels of an image are split and joined.
 
     Parameters
     ----------
     separator : str
         Stands between an image's labels.
     threshold : float
-        Labels of this probability or more are named.
+        Labels with at least this probability are named.
 
     Examples
     --------
@@ -37,12 +37,12 @@ class MultiLabel:
 
     def __post_init__(self) -> None:
         if not self.separator.strip():
-            raise UsageError(f"the separator {self.separator!r} cannot tell labels apart; give one such as ;")
+            raise UsageError(f"the separator {self.separator!r} cannot separate labels; give one such as ;")
 
     def answer(self, probabilities: NDArray[np.float64], names: Sequence[str]) -> tuple[str, float]:
-        """Return the labels of an image, joined, and the probability of the least sure one.
+        """Return the named labels of an image, joined, and the smallest of their probabilities.
 
-        Without any label over the threshold: an empty text, and the probability that the likeliest one is absent.
+        If none reaches the threshold: an empty text, and the probability that the most probable label is absent.
         """
         named = np.flatnonzero(probabilities >= self.threshold).tolist()
         if not named:
@@ -51,12 +51,12 @@ class MultiLabel:
 
 
 def label_matrix(sets: Sequence[str], separator: str) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Take labels apart that are written together.
+    """Split labels that are written together.
 
     Parameters
     ----------
     sets : sequence of n str
-        Such as ``"cat;dog"``; blanks around names, and empty names, count for nothing.
+        Such as ``"cat;dog"``; blanks around names, and empty names, are ignored.
     separator : str
 
     Returns
@@ -82,19 +82,19 @@ def label_matrix(sets: Sequence[str], separator: str) -> tuple[tuple[str, ...], 
     names = tuple(sorted(set().union(*parts)))
     if len(names) < 2:
         raise TrainingError(
-            f"taken apart at {separator!r} there is only the label {', '.join(names) or 'none'}; expected at least"
-            " two: check the separator"
+            f"split at {separator!r} there is only the label {', '.join(names) or 'none'}; expected at least two:"
+            " check the separator"
         )
     return names, np.array([[int(name in mine) for name in names] for mine in parts], np.int64)
 
 
 def one_vs_rest(head: Any) -> Any:
-    """Turn an unfitted pipeline of `make_head` into one with a classifier for each label.
+    """Return an unfitted pipeline with a classifier for each label, from one of `make_head`.
 
     Raises
     ------
     UsageError
-        If the head is a Keras network, whose copies a bundle cannot hold.
+        If the head is a Keras network: a bundle cannot hold several.
     """
     from sklearn.multiclass import OneVsRestClassifier
     from sklearn.pipeline import Pipeline
@@ -103,6 +103,8 @@ def one_vs_rest(head: Any) -> Any:
 
     last = head[-1]
     if isinstance(last, KerasHead):
-        raise UsageError("the dense head cannot learn several labels per image; choose another --head, such as logreg")
-    # One process: a head's own threads are enough, and memory is not copied.
+        raise UsageError(
+            "head 'dense' does not support several labels per image; choose another --head, such as logreg"
+        )
+    # In one process: heads use threads themselves, and the vectors are not copied.
     return Pipeline([*head.steps[:-1], ("head", OneVsRestClassifier(last))])

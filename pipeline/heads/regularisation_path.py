@@ -30,7 +30,7 @@ def fit_path(
     name : str
         See `make_head`.
     grid : sequence of mapping
-        Parameters of each fit. Logistic regression is fastest from the smallest C to the largest.
+        Parameters of each fit.
     X : ndarray of float32, shape (n, d)
     y : ndarray of int, shape (n,)
     units : ndarray of int, shape (n,), optional

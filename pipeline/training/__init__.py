@@ -1,1 +1,1 @@
-"""Stage 2: cached vectors and labels to a bundle and its report."""
+"""Stage 2: from cached vectors and labels to a bundle and its report."""

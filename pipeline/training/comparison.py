@@ -1,4 +1,4 @@
-"""The race of backbones: feature files, their layers and joins, by accuracy, LogME and cost."""
+"""Comparison of feature files, their layers and joins, by accuracy, LogME and cost."""
 
 import contextlib
 import itertools
@@ -31,23 +31,23 @@ _COST_IMAGES = 64
 
 @dataclass(frozen=True)
 class Contender:
-    """Vectors that took part in the race.
+    """The result of one set of vectors in the comparison.
 
     Parameters
     ----------
     name : str
-        File, and layer where it is one of several; with " + " between those that were joined.
+        File, and layer if it is one of several; joined ones have " + " between them.
     columns : int
         Length of the vector.
     logme : float or None
-        See `pipeline.metrics.transferability.logme`; of the training images. None of a network that was tuned on them.
+        Of the training images, see `pipeline.metrics.transferability.logme`; None if the network was tuned on them.
     accuracy : float
-        Of the quick head on the validation images, from 0 to 1.
+        Of the head on the validation images, from 0 to 1.
     interval : tuple of two float
         95 %, Wilson.
     milliseconds : float or None
-        To decode and encode one image on this machine, the sum where several were joined; None where its images or
-        its network are not at hand. Layers of one file cost what the file costs.
+        To decode and encode one image on this machine, the sum over joined files; None if the images or the network
+        are missing. A layer costs as much as its file.
     """
 
     name: str
@@ -70,17 +70,17 @@ def compare(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Contender]:
-    """Rank feature files of the same images, their layers and their joins, the most accurate first.
+    """Compare feature files of the same images, their layers and their joins; the most accurate comes first.
 
-    Every contender sees the same images: those that all files have. The test split takes no part.
+    All are compared on the same images, those that all files have. The test split is not used.
 
     Parameters
     ----------
     features : sequence of FeatureStore or path
     head : str
-        Fitted with its default parameters on the training images, judged on the validation images.
+        Fitted with its default parameters on the training images, scored on the validation images; not ``auto``.
     join : str
-        ``"none"``; ``"pairs"``: each two files, and all together; ``"all"``: all together.
+        ``"none"``; ``"pairs"``: every pair of files, and all files; ``"all"``: all files.
     seed : int
     progress : callable (done, total) or None
 
@@ -109,14 +109,14 @@ def compare(
     train, validation = data.rows("train"), data.rows("validation")
     if not len(validation) or len(set(data.y[train].tolist())) < 2:
         raise TrainingError(
-            f"{len(train)} training images and {len(validation)} validation images cannot be compared on; expected"
-            " both, with at least two classes in training: give the images other splits, or none"
+            f"cannot compare on {len(train)} training images and {len(validation)} validation images; expected both,"
+            " with at least two classes in training: give the images other splits, or none"
         )
     costs = [measure_cost(store) for store in data.stores]
-    lanes = _lanes(data.stores, join, costs)
+    contenders = _contenders(data.stores, join, costs)
     found = []
     tuned = np.concatenate([np.full(store.dim, store.recipe.weights == TUNED) for store in data.stores])
-    for number, (name, columns, milliseconds) in enumerate(lanes):
+    for number, (name, columns, milliseconds) in enumerate(contenders):
         vectors = X[:, columns]
         fitted = make_head(head, {}, seed).fit(vectors[train], data.y[train])
         right = int((fitted.predict(vectors[validation]) == data.y[validation]).sum())
@@ -124,25 +124,25 @@ def compare(
             Contender(
                 name=name,
                 columns=len(columns),
-                logme=None if tuned[columns].any() else logme(_levelled(vectors[train]), data.y[train]),
+                logme=None if tuned[columns].any() else logme(_equal_scale(vectors[train]), data.y[train]),
                 accuracy=right / len(validation),
                 interval=wilson_interval(right, len(validation)),
                 milliseconds=milliseconds,
             )
         )
         if progress:
-            progress(number + 1, len(lanes))
+            progress(number + 1, len(contenders))
     return sorted(found, key=lambda each: (-each.accuracy, -(each.logme or 0.0)))
 
 
-def _levelled(X: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Give every column the same mean square, as heads do, so that no file of large numbers outweighs another."""
+def _equal_scale(X: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Scale every column to the same mean square, so that files of large numbers do not dominate joined vectors."""
     vectors = X.astype(np.float64)
     size = np.sqrt((vectors**2).mean(axis=0))
     return np.asarray(vectors / np.where(size > 0, size, 1.0))
 
 
-def _lanes(
+def _contenders(
     stores: Sequence[FeatureStore], join: str, costs: Sequence[float | None]
 ) -> list[tuple[str, NDArray[np.int64], float | None]]:
     """Return name, columns and cost of each contender: files, layers of files, files together."""
@@ -151,30 +151,30 @@ def _lanes(
         names = [os.fspath(store.path) for store in stores]
     starts = np.cumsum([0, *(store.shape[-1] for store in stores)])
     files = [np.arange(start, stop) for start, stop in itertools.pairwise(starts.tolist())]
-    lanes = []
+    contenders = []
     for name, columns, cost, store in zip(names, files, costs, stores, strict=True):
-        lanes.append((name, columns, cost))
+        contenders.append((name, columns, cost))
         segments = store.index.segments
         if len(segments) > 1:
-            lanes += [(f"{name}: {layer}", columns[start:stop], cost) for layer, (start, stop) in segments.items()]
+            contenders += [(f"{name}: {layer}", columns[start:stop], cost) for layer, (start, stop) in segments.items()]
     sizes = {"none": [], "pairs": sorted({2, len(stores)}), "all": [len(stores)]}[join]
     for size in sizes:
         for chosen in itertools.combinations(range(len(stores)), size) if len(stores) > 1 else ():
             known = [cost for cost in (costs[i] for i in chosen) if cost is not None]
             total = sum(known) if len(known) == len(chosen) else None
-            lanes.append((" + ".join(names[i] for i in chosen), np.concatenate([files[i] for i in chosen]), total))
-    return lanes
+            contenders.append((" + ".join(names[i] for i in chosen), np.concatenate([files[i] for i in chosen]), total))
+    return contenders
 
 
 def measure_cost(store: FeatureStore, speed: Speed = Speed()) -> float | None:
-    """Time what it takes to decode and encode an image as a feature file's recipe says.
+    """Measure how long it takes to decode and encode an image with a feature file's recipe.
 
-    Up to 64 of its images go through, after a first batch that does not count.
+    The time is that of a second run over up to 64 of its images.
 
     Returns
     -------
     float or None
-        Milliseconds per image; None where no image, or not the network, is at hand.
+        Milliseconds per image; None if all images or the network are missing.
     """
     recipe, root = store.recipe, Path(store.index.root)
     contents = []
@@ -199,7 +199,7 @@ def measure_cost(store: FeatureStore, speed: Speed = Speed()) -> float | None:
 
 
 def format_contenders(contenders: Sequence[Contender], width: int = 80) -> str:
-    """Lay out the race for a terminal, one line each.
+    """Format the comparison for a terminal, one line each.
 
     Parameters
     ----------
@@ -233,7 +233,7 @@ def format_contenders(contenders: Sequence[Contender], width: int = 80) -> str:
 
 
 def plot_contenders(contenders: Sequence[Contender], out: str | os.PathLike[str]) -> Path:
-    """Draw accuracy against cost, with intervals; those whose cost is not known are named below.
+    """Draw accuracy against cost, with confidence intervals; the title names those of unknown cost.
 
     Parameters
     ----------
@@ -252,11 +252,11 @@ def plot_contenders(contenders: Sequence[Contender], out: str | os.PathLike[str]
 
     target = Path(out)
     if target.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise UsageError(f"cannot draw {str(out)!r}; end it in .png, .svg or .pdf")
+        raise UsageError(f"cannot draw {str(out)!r}; expected a name that ends in .png, .svg or .pdf")
     known = [(each, each.milliseconds) for each in contenders if each.milliseconds is not None]
     if not known:
         raise UsageError(
-            "no feature file knows its milliseconds per image, so there is nothing to draw; extract the images anew"
+            "the cost of no feature file is known, so there is nothing to draw; run it where the images are"
         )
     figure = Figure(figsize=(8, 4 + 0.2 * len(known)), layout="constrained")
     axes = figure.subplots()
@@ -271,7 +271,7 @@ def plot_contenders(contenders: Sequence[Contender], out: str | os.PathLike[str]
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower left", fontsize=8)
     if missing := [printable(each.name) for each in contenders if each.milliseconds is None]:
-        axes.set_title("cost not known: " + ", ".join(missing), fontsize=8)
+        axes.set_title("unknown cost: " + ", ".join(missing), fontsize=8)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(target)

@@ -1,4 +1,4 @@
-"""`Fitter`: fits heads on the views of training images and asks them about the views that count."""
+"""`Fitter`: fits heads on rows of the training data, and predicts rows."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Fitter:
-    """Fits and predicts by the rows of training data.
+    """Fits heads on rows of the training data, and predicts rows.
 
-    Every view of an image that is fitted on is a sample of its own. An image that is asked about is
-    the first of its views, or all of them, with the mean of their probabilities.
+    Every view of an image is a sample to fit on. A prediction is that of the first view of an image, or the mean of
+    the probabilities of all its views.
 
     Parameters
     ----------
@@ -29,6 +29,7 @@ class Fitter:
     seed : int
         Of the folds and the heads.
     average_views : bool
+        Whether to predict the mean over all views.
     """
 
     data: TrainingData
@@ -37,57 +38,61 @@ class Fitter:
 
     def fit(
         self,
-        name: str,
+        head_name: str,
         grid: Sequence[Mapping[str, Any]],
         rows: Rows,
         *,
-        watched: Rows | None = None,
+        validation: Rows | None = None,
         temperature: float | None = None,
         preview: bool = False,
     ) -> Iterator[Any]:
-        """Yield a head fitted on all views of some rows for each of the parameters.
+        """Yield a head for each of the parameters, fitted on all views of some rows.
+
+        With several labels per image, it is one classifier per label.
 
         Parameters
         ----------
-        name : str
+        head_name : str
         grid : sequence of mapping
         rows : ndarray of int
-        watched : ndarray of int, optional
-            Rows by which a head with early stopping decides when to stop.
+        validation : ndarray of int, optional
+            Rows on which a head with early stopping decides when to stop.
         temperature, preview
             See `fit_path`.
         """
         X, y, units = self._samples(rows)
         if y.ndim > 1:
             for params in grid:
-                yield one_vs_rest(make_head(name, params, self.seed)).fit(X, y)
+                yield one_vs_rest(make_head(head_name, params, self.seed)).fit(X, y)
             return
-        watched = np.empty(0, np.int64) if watched is None else watched
-        watched = watched[np.isin(self.data.y[watched], y)]  # the head has no column for other classes
-        if find_head(name).early_stopping and len(watched):
+        validation = np.empty(0, np.int64) if validation is None else validation
+        validation = validation[np.isin(self.data.y[validation], y)]  # the head has no column for other classes
+        if find_head(head_name).early_stopping and len(validation):
             for params in grid:
-                head = make_head(name, params, self.seed)
+                head = make_head(head_name, params, self.seed)
                 before = head[:-1]
                 Z = before.fit_transform(X, y)
-                shown = before.transform(self.data.X[watched, 0]), self.data.y[watched]
-                head[-1].fit(Z, y, validation_data=shown)
+                judged = before.transform(self.data.X[validation, 0]), self.data.y[validation]
+                head[-1].fit(Z, y, validation_data=judged)
                 yield head
-        else:
-            yield from fit_path(name, grid, X, y, units=units, seed=self.seed, temperature=temperature, preview=preview)
+            return
+        how: dict[str, Any] = {"units": units, "seed": self.seed, "temperature": temperature, "preview": preview}
+        yield from fit_path(head_name, grid, X, y, **how)
 
     def probabilities(self, head: Any, rows: Rows, calibrate: Calibrate | None = None) -> NDArray[np.float64]:
-        """Return the probability of each class for some rows, float64 (len(rows), number of classes)."""
+        """Return the probabilities of some rows, float64 (len(rows), number of classes)."""
         X = self.data.X[rows] if self.average_views else self.data.X[rows, 0]
         return class_probabilities(head, X, len(self.data.classes), calibrate)
 
     def folds(self, k: int, rows: Rows) -> Folds:
-        """Deal some rows into k folds that part no group; row numbers of the data."""
-        dealt = make_folds(self.data.y[rows], k, self.seed, self.data.units[rows])
-        return [(rows[inner], rows[outer]) for inner, outer in dealt]
+        """Split rows into k stratified folds; rows of one group stay in one fold."""
+        folds = make_folds(self.data.y[rows], k, self.seed, self.data.units[rows])
+        return [(rows[inner], rows[outer]) for inner, outer in folds]
 
     def _samples(self, rows: Rows) -> tuple[NDArray[np.float32], Rows, Rows | None]:
+        """Return the views of some rows as samples: vectors, labels, and units unless each sample is one of its own."""
         views = self.data.X.shape[1]
         X = self.data.X[rows].reshape(len(rows) * views, -1)
         units = np.repeat(self.data.units[rows], views)
-        parted = len(np.unique(units)) < len(units)
-        return X, np.repeat(self.data.y[rows], views, axis=0), units if parted else None
+        shared = len(np.unique(units)) < len(units)
+        return X, np.repeat(self.data.y[rows], views, axis=0), units if shared else None

@@ -10,7 +10,7 @@ _SHOWN = 12
 
 
 def format_leaderboard(candidates: Sequence[Mapping[str, Any]], width: int = 80) -> str:
-    """Lay out the best candidates for a terminal.
+    """Format the best candidates for a terminal.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Learning curve: accuracy against training images, and whether more of them would help."""
+"""Learning curve: accuracy against the number of training images, and the gain to expect from more of them."""
 
 import math
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.training.fitting import Fitter, Rows
 
 _SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
-_REPEATS = 3  # draws of each smaller part
+_REPEATS = 3  # subsets of each smaller size
 _FOLDS = 3
 _RESAMPLES = 400
 _EXPONENTS = np.linspace(0.05, 2.0, 40)
@@ -19,26 +19,26 @@ _FEWEST_POINTS = 4
 
 
 def learning_curve(fitter: Fitter, head: str, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Fit a head on ever larger, nested parts of the training split, and extrapolate with care.
+    """Fit a head on nested subsets of the training split of growing size, and extrapolate its accuracy.
 
-    A part holds the same share of every class, and whole groups. Accuracy is that on the validation split, or,
-    where there is none, on folds of the training split. An inverse power law, error = floor + scale * images **
+    A subset has the same share of every class, and whole groups. The accuracy is that on the validation split, or,
+    if there is none, on folds of the training split. An inverse power law, error = floor + scale * images **
     -exponent (Cortes et al., "Learning Curves: Asymptotic Values and Rate of Convergence", NIPS 1993), is fitted
-    to the errors; its band comes from drawing the scored images (or groups) again with replacement.
+    to the errors; its intervals come from a bootstrap over the scored images (or groups).
 
     Parameters
     ----------
     fitter : Fitter
     head : str
     params : mapping
-        Kept the same for every part.
+        The same for every subset.
 
     Returns
     -------
     dict
-        Ready for JSON: ``scored_on``; ``points``, each with ``images``, ``per_class`` (mean images a class),
-        ``accuracy`` and ``interval`` (95 %); ``fit`` with ``floor``, ``scale`` and ``exponent``, or None where the
-        law does not describe the points; ``extrapolation``, for two and four times the images ``images``,
+        Ready for JSON: ``scored_on``; ``points``, each with ``images``, ``per_class`` (mean images per class),
+        ``accuracy`` and ``interval`` (95 %); ``fit`` with ``floor``, ``scale`` and ``exponent``, or None if the
+        law does not fit the points; ``extrapolation``, for two and four times the images ``images``,
         ``accuracy`` and ``interval``, empty without a fit; ``verdict``, a sentence.
     """
     sizes, right, units, scored_on = _measure(fitter, head, params)
@@ -71,7 +71,7 @@ def learning_curve(fitter: Fitter, head: str, params: Mapping[str, Any]) -> dict
 
 
 class PowerLaw:
-    """An inverse power law and the laws of the resampled points, ``error = floor + scale * images ** -exponent``.
+    """An inverse power law, ``error = floor + scale * images ** -exponent``, and those of bootstrap resamples.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ class PowerLaw:
         return float(_law(self.best, images))
 
     def band(self, images: float) -> NDArray[np.float64]:
-        """Return the error of each resampled law, shape (resamples,)."""
+        """Return the expected error of each resample, shape (resamples,)."""
         return np.asarray(_law(self.drawn.T, images))
 
     def to_dict(self) -> dict[str, float]:
@@ -96,7 +96,17 @@ class PowerLaw:
         return dict(zip(("floor", "scale", "exponent"), map(float, self.best), strict=True))
 
     def verdict(self, images: float, error: float, drawn: NDArray[np.float64]) -> str:
-        """Say whether twice as many images would help, beside the measured error and those of the resampled points."""
+        """Describe the expected gain from doubling the training images.
+
+        Parameters
+        ----------
+        images : float
+            Training images now.
+        error : float
+            Measured with them.
+        drawn : ndarray of float64, shape (resamples,)
+            The same error in each resample.
+        """
         gain = error - self.error(2 * images)
         low, high = _interval(drawn - self.band(2 * images))
         text = (
@@ -110,36 +120,34 @@ class PowerLaw:
 def extrapolate(
     sizes: NDArray[np.int64], errors: NDArray[np.float64], draws: NDArray[np.float64]
 ) -> tuple[PowerLaw | None, str]:
-    """Fit an inverse power law, or say why not.
+    """Fit an inverse power law, unless the points do not support one.
 
     Parameters
     ----------
     sizes : ndarray of int, shape (s,)
-        Training images, rising.
+        Training images, ascending.
     errors : ndarray of float, shape (s,)
     draws : ndarray of float, shape (resamples, s)
-        The errors with other draws of the scored images.
+        The errors in bootstrap resamples of the scored images.
 
     Returns
     -------
     law : PowerLaw or None
     reason : str
-        Why there is no law, else empty.
+        Why there is none, else empty.
     """
     if len(sizes) < _FEWEST_POINTS:
-        return None, f"{len(sizes)} sizes are too few, it takes {_FEWEST_POINTS}; add images"
+        return None, f"{len(sizes)} sizes are too few, {_FEWEST_POINTS} are needed; add images"
     spread = np.maximum(draws.std(axis=0), 1e-3)
     best = _fit(sizes, errors[None], spread)[0]
     misfit = np.abs(_law(best, sizes) - errors) / spread
     if misfit.max() > 2:
-        return (
-            None,
-            f"no power law fits, the point of {sizes[misfit.argmax()]:,} images is {misfit.max():.1f} errors off",
-        )
+        worst = f"{sizes[misfit.argmax()]:,} images"
+        return None, f"no power law fits, the point of {worst} is {misfit.max():.1f} standard errors off"
     law = PowerLaw(best, _fit(sizes, draws, spread))
     low, high = _interval(law.band(2 * sizes[-1]))
     if high - low > 0.2:
-        return None, f"the accuracy with twice the images could be anything from {1 - high:.2f} to {1 - low:.2f}"
+        return None, f"the accuracy with twice as many images could be anything from {1 - high:.2f} to {1 - low:.2f}"
     return law, ""
 
 
@@ -162,7 +170,7 @@ def format_curve(curve: Mapping[str, Any], width: int = 80) -> str:
 
     lines = ["training images  a class  accuracy  95 % interval"]
     rows = [(row, f"{row['per_class']:.1f}") for row in curve["points"]]
-    rows += [(row, "guessed") for row in curve["extrapolation"]]
+    rows += [(row, "estimate") for row in curve["extrapolation"]]
     for row, per_class in rows:
         low, high = row["interval"]
         lines.append(f"{row['images']:>15,}{per_class:>9}{row['accuracy']:>10.3f}  {low:.3f} to {high:.3f}")
@@ -172,7 +180,7 @@ def format_curve(curve: Mapping[str, Any], width: int = 80) -> str:
 def _measure(
     fitter: Fitter, head: str, params: Mapping[str, Any]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64], str]:
-    """Return the sizes (s,), how often each scored image was right at each size (s, n), and the units of those."""
+    """Return sizes (s,), shares of right predictions of each scored image at each size (s, n), its units, its split."""
     data = fitter.data
     train, validation = data.rows("train"), data.rows("validation")
     pairs = [(train, validation)] if len(validation) else fitter.folds(_FOLDS, train)
@@ -194,7 +202,7 @@ def _measure(
 
 
 def _part(fitter: Fitter, rows: Rows, share: float, repeat: int) -> Rows:
-    """Return a share of the units of each class, at least one; smaller shares lie within larger ones."""
+    """Return a share of the units of each class, at least one unit; smaller shares are subsets of larger ones."""
     rng = np.random.default_rng([fitter.seed, repeat])
     y, units = fitter.data.y[rows], fitter.data.units[rows]
     kept: set[int] = set()
@@ -205,7 +213,7 @@ def _part(fitter: Fitter, rows: Rows, share: float, repeat: int) -> Rows:
 
 
 def _resampled(units: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
-    """Return weights (resamples, n) that add up to 1: how often each image is drawn, with its whole unit."""
+    """Return the weight of each image in bootstrap resamples of whole units, (resamples, n); rows add up to 1."""
     codes = np.unique(units, return_inverse=True)[1]
     count = int(codes.max()) + 1
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), _RESAMPLES)[:, codes]

@@ -44,7 +44,7 @@ class Training:
     >>> Training(cv=1).check()
     Traceback (most recent call last):
         ...
-    pipeline.errors.UsageError: cv 1 makes no folds; give 2 or more
+    pipeline.errors.UsageError: cv 1 is too few folds; give 2 or more
     """
 
     cv: int | None = option(default=None, help="Select by K-fold cross-validation on the training split.", metavar="K")
@@ -64,10 +64,8 @@ class Training:
     def check(self) -> None:
         """Raise UsageError if a value cannot be used."""
         if not 0 <= self.seed < 2**32:
-            raise UsageError(
-                f"seed {self.seed} is no random_state of scikit-learn; give a whole number from 0 to {2**32 - 1}"
-            )
+            raise UsageError(f"seed {self.seed} is out of range; give a whole number from 0 to {2**32 - 1}")
         if self.budget is not None and not 0 < self.budget < float("inf"):
-            raise UsageError(f"budget {self.budget} is no time; give seconds above 0, such as 60")
+            raise UsageError(f"budget {self.budget} is not a time; give seconds above 0, such as 60")
         if self.cv is not None and self.cv < 2:
-            raise UsageError(f"cv {self.cv} makes no folds; give 2 or more")
+            raise UsageError(f"cv {self.cv} is too few folds; give 2 or more")

@@ -1,4 +1,4 @@
-"""What a training started from: written into its bundle, and read back from one."""
+"""What a bundle was trained on and with which options: written into the bundle, and read back from it."""
 
 import json
 import os
@@ -13,37 +13,37 @@ from pipeline.training.training_data import TrainingData, load_training_data
 
 
 def asked_of(bundle: Bundle) -> dict[str, Any]:
-    """Return what a bundle's training was asked for, option by option; of an older bundle, what can be told."""
+    """Return the options that a bundle was trained with; of an older bundle, those that can be inferred from it."""
     provenance = bundle.provenance
-    # Parameters that the training chose were not asked for: with them it would choose nothing.
+    # Parameters that the training chose are not options: given again, they would leave nothing to choose.
     given = {} if bundle.report.get("chosen_on") else dict(bundle.params)
-    told = {"head": bundle.head_name, "params": given, "average_views": bundle.average_views}
-    asked = provenance.get("asked") or {**told, "cv": provenance.get("cv"), "seed": provenance.get("seed", 0)}
+    inferred = {"head": bundle.head_name, "params": given, "average_views": bundle.average_views}
+    asked = provenance.get("asked") or {**inferred, "cv": provenance.get("cv"), "seed": provenance.get("seed", 0)}
     params = asked.get("params") or {}
     tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in params.items()}
-    return {**asked, "params": tuples}  # JSON knows no tuple
+    return {**asked, "params": tuples}  # JSON has no tuples
 
 
 def training_data_of(bundle: Bundle, features: Sequence[str | os.PathLike[str]] = ()) -> TrainingData:
-    """Read the feature files that a bundle was trained on, with the splits that they had then.
+    """Read the feature files that a bundle was trained on, with the same splits.
 
     Parameters
     ----------
     bundle : Bundle
     features : sequence of path
-        By default where they were at the training.
+        Empty to read them where they were at the training.
 
     Raises
     ------
     UsageError
-        If these are others than those of the training.
+        If the files are missing, or are not those of the training.
     """
     provenance = bundle.provenance
-    told = list(provenance.get("features") or [])
-    if not features and (not told or any(not Path(file).exists() for file in told)):
-        where = f"lies not at {told[0]} any more" if told else "is not known"
+    recorded = list(provenance.get("features") or [])
+    if not features and (not recorded or any(not Path(file).exists() for file in recorded)):
+        where = f"is no longer at {recorded[0]}" if recorded else "is not known"
         raise UsageError(f"the feature file of the bundle {where}; name it with --features")
-    files = [os.fspath(each) for each in features] or told
+    files = [os.fspath(each) for each in features] or recorded
     findings = [Finding(**finding) for finding in provenance.get("findings") or []]
     data = load_training_data(files, int(provenance.get("seed", 0)), findings)
     made = [store.recipe for store in data.stores]
@@ -65,7 +65,7 @@ def training_data_of(bundle: Bundle, features: Sequence[str | os.PathLike[str]] 
 
 
 def provenance_of(data: TrainingData, seed: int) -> dict[str, Any]:
-    """Say what a training started from, as plain data."""
+    """Return data, recipes, seed and versions of a training, as plain data."""
     recipes = [store.recipe for store in data.stores]
     return {
         "seed": seed,
@@ -79,6 +79,6 @@ def provenance_of(data: TrainingData, seed: int) -> dict[str, Any]:
 
 
 def as_json(data: dict[str, Any]) -> dict[str, Any]:
-    """Return data as JSON reads them back; what JSON does not know becomes text."""
+    """Return data as JSON reads them back; values of types that JSON does not have become text."""
     plain: dict[str, Any] = json.loads(json.dumps(data, default=str))
     return plain

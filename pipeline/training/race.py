@@ -127,7 +127,7 @@ class _Schedule:
             return True
         reached = "not tried" if task.fold == 0 else "not finished"
         estimate = f" and a fold takes {expected:.1f} s" if expected else ""
-        self.out[task.head] = f"{reached}, for the budget was spent{estimate}"
+        self.out[task.head] = f"{reached}, because the budget was spent{estimate}"
         return False
 
     def reasons(self) -> list[str]:
@@ -298,7 +298,7 @@ def _grid(name: str) -> list[dict[str, Any]]:
 
 
 def _possible_folds(y: NDArray[np.int64], units: NDArray[np.int64]) -> int:
-    """Return 5, or as many folds as the commonest class has units."""
+    """Return 5, or as many folds as the largest class has units."""
     most = int(np.bincount(np.unique(np.column_stack([y, units]), axis=0)[:, 0]).max())
     if most < 2:
         raise TrainingError("every class has a single training image or group, so nothing can be raced; add images")

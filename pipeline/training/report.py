@@ -1,4 +1,4 @@
-"""`Report`: what a training found, as plain data and as a table for a terminal."""
+"""`Report`: the results of a training, as plain data and as a table for a terminal."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,7 +13,7 @@ from pipeline.trust.safeguards import format_trust
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """What a training found, as plain data.
+    """The results of a training, as plain data.
 
     Parameters
     ----------
@@ -25,11 +25,11 @@ class Report:
     metrics : dict of str to dict
         For each split that was scored, see `pipeline.metrics.evaluation.evaluate`.
     candidates : list of dict
-        What was tried: ``{"head", "params", "accuracy", "log_loss"}``. Where folds judged, the best first, with
+        What was tried: ``{"head", "params", "accuracy", "log_loss"}``. If scored by folds, the best first, with
         ``accuracy_sd`` over the ``folds``, mean ``fit_seconds`` of a fold, ``predict_seconds_per_1000`` images,
         and for the finalists of a race ``validation_accuracy`` and ``validation_log_loss``.
     chosen_on : str
-        ``"validation"``, ``"cross-validation"`` or ``""`` when nothing was chosen.
+        ``"validation"``, ``"cross-validation"`` or ``""`` if nothing was chosen.
     counts : dict of str to int
         Images of each split.
     notes : list of str
@@ -38,11 +38,11 @@ class Report:
     history : dict of str to list of float
         Curves of a Keras head, else empty.
     curve : dict
-        Accuracy against images per class, see `pipeline.training.learning_curve.learning_curve`; else empty.
+        Accuracy against training images, see `pipeline.training.learning_curve.learning_curve`; else empty.
     provenance : dict
         Recipes, seed and versions.
     trust : dict
-        How calibration, threshold and novelty score were learned; what they do on a split is in its metrics.
+        How calibration, threshold and novelty score were learned; their effect on a split is in its metrics.
     """
 
     head: str
@@ -69,7 +69,7 @@ class Report:
         return asdict(self)
 
     def without_times(self) -> dict[str, Any]:
-        """Return the same without what the clock said, for a bundle that depends on data and seed alone."""
+        """Return plain data without measured times, so that a bundle depends on data and seed alone."""
         data = self.to_dict()
         del data["seconds"]
         for row in data["candidates"]:
@@ -81,7 +81,7 @@ class Report:
         return f"Report({self.head} {self.params}: accuracy {self.accuracy:.3f} on {self.scored_on})"
 
     def table(self, width: int = 80) -> str:
-        """Return the per-class table, the verdict and the confusions for a terminal."""
+        """Return the tables of a terminal: scores per class, confusions, candidates and learning curve."""
         metrics = self.metrics[self.scored_on]
         if "mean_average_precision" in metrics:
             return format_labels(metrics, width)

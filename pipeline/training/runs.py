@@ -1,4 +1,4 @@
-"""`runs.jsonl`: one line for each training, appended by any number of processes, listed and compared."""
+"""`runs.jsonl`: one line per training, appended by any number of processes; listed and compared."""
 
 import datetime
 import fcntl
@@ -29,7 +29,7 @@ _EXTRAS = {"mlflow": "mlflow", "tensorboard": "tensorboard"}
 
 
 def record_of(report: Report, bundle: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what is remembered of a training, as plain data.
+    """Return the record of a training, as plain data.
 
     Parameters
     ----------
@@ -41,8 +41,8 @@ def record_of(report: Report, bundle: str | os.PathLike[str]) -> dict[str, Any]:
     -------
     dict
         ``time`` (UTC, ISO 8601), ``bundle`` (absolute), ``head``, ``params``, ``chosen_on``, ``scored_on``, ``scores``
-        (`SCORES`, as far as there are any), ``interval`` of the accuracy, ``counts``, ``seconds``, ``seed``,
-        ``recipes``, ``fingerprints``, ``versions``, ``trust``, ``asked`` (the options as given).
+        (those of `SCORES` that there are), ``interval`` of the accuracy, ``counts``, ``seconds``, ``seed``,
+        ``recipes``, ``fingerprints``, ``versions``, ``trust``, ``asked`` (the options that were given).
     """
     metrics = report.metrics[report.scored_on]
     scores = {name: metrics[name] for name in SCORES if metrics.get(name) is not None}
@@ -68,10 +68,10 @@ def record_of(report: Report, bundle: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def append_record(path: str | os.PathLike[str], record: Mapping[str, Any]) -> None:
-    """Add a line to a file of runs; lines of other processes stay whole.
+    """Append a record to a file of runs, which other processes may append to at the same time.
 
-    The file is locked while the line is written in one piece. A line that a killed process left unfinished is
-    closed first, so that it spoils no other.
+    The file is locked while the line is written. If a killed process left an unfinished last line, a newline comes
+    first.
 
     Raises
     ------
@@ -92,7 +92,9 @@ def append_record(path: str | os.PathLike[str], record: Mapping[str, Any]) -> No
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise PipelineError(f"cannot write {target}: {error.strerror}; the bundle is saved, the run is not") from error
+        raise PipelineError(
+            f"cannot write {target}: {error.strerror}; the bundle is saved, but the run is not recorded"
+        ) from error
 
 
 def read_records(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], int]:
@@ -101,9 +103,9 @@ def read_records(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], in
     Returns
     -------
     records : list of dict
-        In the order of the lines; ``number`` is that of the line, counted from 1.
+        In the order of the lines; ``number`` is the line number, from 1.
     damaged : int
-        Lines that hold no record and were left out.
+        Number of lines that are not records and were skipped.
 
     Raises
     ------
@@ -114,7 +116,7 @@ def read_records(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], in
         lines = Path(path).read_bytes().splitlines()
     except OSError as error:
         raise PipelineError(
-            f"cannot read {path}: {error.strerror}; train a head first, or name the {RUNS_FILE} beside your bundles"
+            f"cannot read {path}: {error.strerror}; train a head first, or give the {RUNS_FILE} next to your bundles"
         ) from error
     records = []
     damaged = 0
@@ -141,12 +143,12 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def sorted_records(records: Sequence[Mapping[str, Any]], by: str) -> list[Mapping[str, Any]]:
-    """Return records with the best first; by ``"time"`` the latest first. Those without the score come last.
+    """Sort records: the best first, or the latest if `by` is ``"time"``; those without the score come last.
 
     Raises
     ------
     UsageError
-        If there is no such score.
+        If `by` is none of `SORTS`.
     """
     if by not in SORTS:
         raise UsageError(f"cannot sort by {by!r}; expected one of {', '.join(SORTS)}")
@@ -162,7 +164,7 @@ def sorted_records(records: Sequence[Mapping[str, Any]], by: str) -> list[Mappin
 
 
 def format_records(records: Sequence[Mapping[str, Any]], by: str = "accuracy", width: int = 80) -> str:
-    """Lay out runs for a terminal, one line each; `by` names the score of the third column.
+    """Format runs for a terminal, one line each; `by` is the score of the third column.
 
     Examples
     --------
@@ -191,7 +193,7 @@ def format_records(records: Sequence[Mapping[str, Any]], by: str = "accuracy", w
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return what differs between two runs: name, with dots where it is nested, to both values.
+    """Return the values that differ between two runs: both values by name, with dots for nested names.
 
     Examples
     --------
@@ -212,21 +214,21 @@ def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def to_mlflow(records: Sequence[Mapping[str, Any]], uri: str) -> int:
-    """Log runs to an MLflow tracking server, in the experiment ``twostage``; return how many were new.
+    """Log the runs that are new to the experiment ``twostage`` of an MLflow tracking server; return their number.
 
     Raises
     ------
     UsageError
         If MLflow is not installed.
     PipelineError
-        If the server cannot be used.
+        If the server cannot be reached or refuses.
     """
     _need("mlflow")
     from mlflow.exceptions import MlflowException
 
     try:
         return _log_runs(records, uri)
-    except (MlflowException, ImportError) as error:  # a database takes more than the light client
+    except (MlflowException, ImportError) as error:  # mlflow-skinny lacks what a database needs
         raise PipelineError(
             f"MLflow cannot use {uri}: {str(error).splitlines()[0]}; give another --to-mlflow"
         ) from error
@@ -256,7 +258,7 @@ def _log_runs(records: Sequence[Mapping[str, Any]], uri: str) -> int:
 
 
 def to_tensorboard(records: Sequence[Mapping[str, Any]], folder: str) -> int:
-    """Write runs as TensorBoard event files, a folder each, replacing what an earlier call wrote; return how many.
+    """Write runs as TensorBoard event files, one folder per run, replacing earlier ones; return their number.
 
     Raises
     ------

@@ -48,7 +48,7 @@ def choose(
     truth = fitter.data.y[validation]
     scores: list[dict[str, float]] = []
     answers, heads = [], []
-    for number, fitted in enumerate(fitter.fit(head_name, grid, train, watched=validation), start=1):
+    for number, fitted in enumerate(fitter.fit(head_name, grid, train, validation=validation), start=1):
         heads.append(fitted)
         answers.append(fitter.probabilities(fitted, validation))
         scores.append(score(truth, answers[-1]))

@@ -191,7 +191,7 @@ def _choose(fitter: Fitter, head_name: str, params: dict[str, Any], training: Tr
     if choice.fitted is not None:
         return choice
     train, validation = fitter.data.rows("train"), fitter.data.rows("validation")
-    return replace(choice, fitted=next(fitter.fit(choice.head, [choice.params], train, watched=validation)))
+    return replace(choice, fitted=next(fitter.fit(choice.head, [choice.params], train, validation=validation)))
 
 
 def _learn_safeguards(

@@ -1,4 +1,4 @@
-"""Feature files to training data: joined by image, never by position, with splits and units."""
+"""Training data from one or several feature files, joined by image, with splits and groups."""
 
 import hashlib
 import os
@@ -31,14 +31,14 @@ class TrainingData:
     Parameters
     ----------
     X : ndarray of float32, shape (n, v, sum of dims)
-        The first of the v views of an image is the image as it is.
+        The first of the v views of an image is not augmented.
     y : ndarray of int, shape (n,), or (n, l) with several labels per image
         Index into `classes`; every row is labelled. With several labels, 1 where an image has the label.
     splits, groups : ndarray of str, shape (n,)
     classes : tuple of str
     stores : tuple of FeatureStore
     notes : tuple of str
-        What a person should know: images left out, splits drawn.
+        For a person: images left out, splits drawn.
     paths : tuple of str, length n
         Relative to the root of the first store.
     """
@@ -73,13 +73,13 @@ class TrainingData:
 
     @cached_property
     def units(self) -> NDArray[np.int64]:
-        """Return a number for each row, shape (n,): rows of one number share a group and are never parted."""
+        """Group numbers of the rows, shape (n,): rows of one group have one number and stay in one fold."""
         own = [group or f"\0{row}" for row, group in enumerate(self.groups.tolist())]
         return np.unique(own, return_inverse=True)[1].astype(np.int64)
 
     @cached_property
     def content(self) -> str:
-        """SHA-256 in hexadecimal of the digests of all images, whatever their order and names."""
+        """SHA-256 of the sorted digests of all images, in hexadecimal: independent of their order and names."""
         first = self.stores[0]
         digests = first.index.digests[first.positions.find(Texts.of(self.paths))]
         return hashlib.sha256(b"".join(sorted(row.tobytes() for row in digests))).hexdigest()
@@ -88,15 +88,15 @@ class TrainingData:
 def load_training_data(
     features: Features | Sequence[Features], seed: int = 0, findings: Sequence[Finding] = ()
 ) -> TrainingData:
-    """Read and join feature files; drop rows without label; draw splits where there are none.
+    """Read and join feature files, drop images without a label, and draw splits if the first file has none.
 
-    Images that `findings` exclude are dropped too. Where splits are drawn, duplicates and near duplicates
-    share one: those of the same bytes, of close vectors, and those of one group in the findings.
+    Images that `findings` exclude are dropped too. If splits are drawn, duplicates (images of the same bytes), near
+    duplicates (by their vectors), and images of one group in the findings are put into the same split.
 
     Raises
     ------
     TrainingError
-        If the files do not belong together, or nothing is labelled.
+        If the files are of different images or classes, or no image has a label.
     """
     given: list[Any] = list(features) if isinstance(features, (list, tuple)) else [features]
     if not given:
@@ -148,43 +148,44 @@ def load_training_data(
 
 
 def _check_tuned_splits(stores: Sequence[FeatureStore], rows: Sequence[NDArray[np.int64]]) -> None:
-    """Raise TrainingError where a network that learned from some images would be judged by them."""
+    """Check that no network that was tuned on some images would be scored on them."""
     splits = [[store.splits[row] for row in each] for store, each in zip(stores, rows, strict=True)]
     for store, own in zip(stores, splits, strict=True):
         if store.recipe.weights == TUNED and not any(own):
             raise TrainingError(
-                f"the network of {store.path} was tuned, and splits that are drawn now could put its training images"
-                " into the test; take the feature file that finetune.py wrote, or a table with a column split"
+                f"the network of {store.path} was tuned, and drawing splits now could put its training images into the"
+                " test split; use the feature file that finetune.py wrote, or a table with a column split"
             )
         if store.recipe.weights == TUNED and own != splits[0]:
             raise TrainingError(
-                f"the network of {store.path} was tuned on its own training images, and {stores[0].path} has other"
-                f" splits or none; name {store.path} first"
+                f"the network of {store.path} was tuned on its training images, and {stores[0].path} has other splits"
+                f" or none; name {store.path} first"
             )
 
 
 def _not_excluded(
     store: FeatureStore, rows: NDArray[np.int64], kept: NDArray[np.int64], excluded: set[str], notes: list[str]
 ) -> NDArray[np.int64]:
+    """Return the kept rows whose images are not excluded, and add notes on those that are."""
     if not excluded:
         return kept
     if not excluded & set(store.paths):
         raise UsageError(
-            f"none of the {count_of(len(excluded), 'image')} to exclude is in {store.path}; give this file's findings,"
-            " as CSV in UTF-8"
+            f"none of the {count_of(len(excluded), 'image')} to exclude is in {store.path}; expected findings on this"
+            " file, as CSV in UTF-8"
         )
     left = np.array([row for row in kept.tolist() if store.paths[rows[row]] not in excluded], np.int64)
     if not len(left):
-        raise TrainingError(f"the findings exclude every image of {store.path}; keep some")
-    notes.append(f"{count_of(len(kept) - len(left), 'image')} left out, as the findings say")
+        raise TrainingError(f"the findings exclude every image of {store.path}; keep some of them")
+    notes.append(f"{count_of(len(kept) - len(left), 'image')} left out because the findings exclude them")
     gone = Counter(store.splits[rows[row]] for row in np.setdiff1d(kept, left).tolist())
-    if judges := gone["validation"] + gone["test"]:
+    if scored := gone["validation"] + gone["test"]:
         notes.append(
-            f"{count_of(judges, 'validation or test image')} among these, so scores cannot be compared with those"
+            f"{count_of(scored, 'validation or test image')} among these, so scores cannot be compared with those"
             " on all images"
         )
-    if strangers := len(excluded.difference(store.paths)):
-        notes.append(f"{count_of(strangers, 'path')} of the findings not in {store.path}")
+    if unknown := len(excluded.difference(store.paths)):
+        notes.append(f"{count_of(unknown, 'path')} of the findings not in {store.path}")
     return left
 
 
@@ -195,14 +196,14 @@ def _with_duplicates(
     findings: Sequence[Finding],
     notes: list[str],
 ) -> list[str]:
-    """Return the group of each row, joined with those of its duplicates and near duplicates."""
+    """Return the group of each row, merged with the groups of its duplicates and near duplicates."""
     paths = [store.paths[row] for row in rows.tolist()]
     groups = [store.index.groups[row] for row in rows.tolist()]
-    told = {finding.path: finding.group for finding in findings if finding.group}
+    found = {finding.path: finding.group for finding in findings if finding.group}
     copies = equal(digest.tobytes() for digest in store.index.digests[rows])
-    joined = join_groups(paths, groups, copies, near_duplicates(vectors), equal(told.get(path, "") for path in paths))
+    joined = join_groups(paths, groups, copies, near_duplicates(vectors), equal(found.get(path, "") for path in paths))
     if together := sum(group != before for group, before in zip(joined, groups, strict=True)):
-        notes.append(f"{count_of(together, 'image')} with duplicates or near duplicates share the split of these")
+        notes.append(f"{count_of(together, 'image')} assigned to the split of duplicates or near duplicates")
     return joined
 
 
@@ -210,12 +211,12 @@ def _vectors(store: FeatureStore, rows: NDArray[np.int64]) -> NDArray[np.float32
     """Read the vectors (n, v, dim) of some rows of a file."""
     block = store.take(rows)
     if bad := np.count_nonzero(~np.isfinite(block).all(axis=(1, 2))):
-        raise TrainingError(f"{bad} vectors of {store.path} are not finite; check it with verify.py")
+        raise TrainingError(f"{bad} vectors of {store.path} are not finite; check the file with verify.py")
     return block
 
 
 def _joined_rows(stores: Sequence[FeatureStore], notes: list[str]) -> list[NDArray[np.int64]]:
-    """Return, for each store, the rows of the images that all have, in the order of the first."""
+    """Return the rows of the images that all stores have, for each store, in the order of the first."""
     first = stores[0]
     found = [np.arange(len(first)), *(store.positions.find(first.paths) for store in stores[1:])]
     common = np.flatnonzero((np.array(found) >= 0).all(axis=0))
@@ -233,7 +234,7 @@ def _joined_rows(stores: Sequence[FeatureStore], notes: list[str]) -> list[NDArr
             )
     if not len(common):
         raise TrainingError(
-            f"{', '.join(str(s.path) for s in stores)} have no image in common; extract the same folder"
+            f"{', '.join(str(s.path) for s in stores)} have no image in common; extract the same folder for all"
         )
     for store, rows in zip(stores, joined, strict=True):
         same = (store.index.digests[rows] == first.index.digests[joined[0]]).all(axis=1)
@@ -242,8 +243,8 @@ def _joined_rows(stores: Sequence[FeatureStore], notes: list[str]) -> list[NDArr
             example = first.paths[common[~same][0]]
             raise TrainingError(
                 f"{example!r} has other content or another label in {store.path} than in {first.path};"
-                " extract both anew from the same folder"
+                " extract both again from the same folder"
             )
         if lost := len(store) - len(common):
-            notes.append(f"{lost} images of {store.path} are not in every file and were left out")
+            notes.append(f"{lost} images of {store.path} were left out because they are not in every file")
     return joined

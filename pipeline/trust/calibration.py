@@ -1,4 +1,4 @@
-"""Probabilities that mean something: how far they are off, and a map that mends them on held-out images."""
+"""Calibration of probabilities, learned from held-out images: a temperature, or isotonic curves."""
 
 from dataclasses import dataclass
 
@@ -10,24 +10,24 @@ from pipeline.heads.arrays import from_npz, softmax, to_npz
 from pipeline.metrics.losses import log_losses
 from pipeline.trust.options import METHODS
 
-# Pseudo votes that are shared out among all classes before a temperature is fitted: votes of neighbours and
-# trees hold zeros, which no temperature can raise.
+# Pseudo-counts that are distributed among all classes before a temperature is fitted: votes of neighbours and
+# trees contain zeros, which no temperature can raise.
 _SMOOTHING = (1e-6, 1e-3, 0.01, 0.03, 0.1, 0.3)
 _NAMES = ("smoothing", "temperature", "x", "y", "sizes")
 
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """A map from the probabilities of a head to better ones; NumPy alone applies it.
+    """A map from the probabilities of a head to calibrated ones; applying it needs only NumPy.
 
     Parameters
     ----------
     smoothing : float
-        Pseudo votes shared out among the classes: p becomes (p + smoothing / k) / (1 + smoothing).
+        Pseudo-counts distributed among the classes: p becomes (p + smoothing / k) / (1 + smoothing).
     temperature : float
         Then softmax(log(p) / temperature); see `pipeline.heads.temperature.fit_temperature`.
     curves : tuple of two float64 arrays, or empty
-        One per class, each of shape (2, knots): the isotonic curve through (row 0, row 1) that replaces smoothing
+        One per class, each of shape (2, knots): the knots x and y of the isotonic curve that replaces smoothing
         and temperature. The results are scaled to add up to 1.
 
     Examples
@@ -49,11 +49,11 @@ class Calibration:
     def _isotonic(self, p: NDArray[np.float64]) -> NDArray[np.float64]:
         if p.shape[1] != len(self.curves):
             raise IntegrityError(
-                f"the calibration has {len(self.curves)} curves for {p.shape[1]} classes; train the bundle anew"
+                f"the calibration has {len(self.curves)} curves for {p.shape[1]} classes; train the bundle again"
             )
         mapped = np.column_stack([np.interp(p[:, k], *curve) for k, curve in enumerate(self.curves)])
         total = mapped.sum(axis=1, keepdims=True)
-        # Where every curve says 0 nothing was learned: what the head said stays.
+        # If every curve is 0 there, nothing was learned about such probabilities, and they stay.
         return np.asarray(np.where(total > 0, mapped / np.where(total > 0, total, 1.0), p))
 
     def to_bytes(self) -> bytes:
@@ -64,20 +64,20 @@ class Calibration:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "Calibration":
-        """Read what `to_bytes` wrote; nothing is unpickled.
+        """Read the result of `to_bytes`; nothing is unpickled.
 
         Raises
         ------
         IntegrityError
-            If these are other arrays.
+            If these are not the arrays of a calibration.
         """
         with from_npz(data, _NAMES, "the calibration") as (smoothing, temperature, x, y, sizes):
             stacked = np.stack([x, y]).astype(np.float64)
             parts = np.split(stacked, np.cumsum(sizes)[:-1], axis=1) if len(sizes) else []
             found = cls(float(smoothing), float(temperature), tuple(parts))
-        sound = found.smoothing >= 0 and found.temperature > 0 and all(part.shape[1] for part in parts)
-        if not (sound and np.isfinite([found.smoothing, found.temperature]).all() and np.isfinite(stacked).all()):
-            raise IntegrityError("the calibration holds numbers that make no sense; train the bundle anew")
+        valid = found.smoothing >= 0 and found.temperature > 0 and all(part.shape[1] for part in parts)
+        if not (valid and np.isfinite([found.smoothing, found.temperature]).all() and np.isfinite(stacked).all()):
+            raise IntegrityError("the calibration contains invalid numbers; train the bundle again")
         return found
 
 
@@ -87,14 +87,14 @@ def fit_calibration(method: str, y_true: NDArray[np.int64], probabilities: NDArr
     Parameters
     ----------
     method : str
-        ``"temperature"``: one number that never changes which class is the most probable one (Guo et al., "On
-        Calibration of Modern Neural Networks", ICML 2017), with as many pseudo votes as make the log loss
-        smallest. ``"isotonic"``: one rising curve per class against the others, by scikit-learn (Zadrozny and
-        Elkan, "Transforming classifier scores into accurate multiclass probability estimates", KDD 2002); it
-        can mend any shape, wants some hundred images and can change the answer.
+        ``"temperature"``: one number, which never changes the most probable class (Guo et al., "On Calibration of
+        Modern Neural Networks", ICML 2017), with the pseudo-counts that have the smallest log loss.
+        ``"isotonic"``: one monotonic curve per class against the others, by scikit-learn (Zadrozny and Elkan,
+        "Transforming classifier scores into accurate multiclass probability estimates", KDD 2002); it corrects any
+        monotonic distortion, needs some hundred images, and can change the most probable class.
     y_true : int array of shape (n,)
     probabilities : float array of shape (n, k)
-        Made out of fold, or on images of another split.
+        Out of fold, or of images of another split.
 
     Returns
     -------
@@ -103,11 +103,11 @@ def fit_calibration(method: str, y_true: NDArray[np.int64], probabilities: NDArr
     Raises
     ------
     UsageError
-        If there is no such method.
+        If the method is unknown.
 
     Examples
     --------
-    >>> p = np.array([[0.99, 0.01]] * 10)  # sure, and right eight times in ten
+    >>> p = np.array([[0.99, 0.01]] * 10)  # overconfident: right eight times in ten
     >>> calibration = fit_calibration("temperature", np.array([0] * 8 + [1] * 2), p)
     >>> bool(0.7 < calibration.apply(p)[0, 0] < 0.85)
     True
@@ -118,15 +118,15 @@ def fit_calibration(method: str, y_true: NDArray[np.int64], probabilities: NDArr
         )
     if method != "temperature":
         raise UsageError(f"calibration {method!r} is unknown; expected one of {', '.join(METHODS)}")
-    tried = []
+    candidates = []
     for smoothing in _SMOOTHING:
         calibration = Calibration(smoothing, temperature(y_true, probabilities, smoothing))
-        tried.append((float(log_losses(y_true, calibration.apply(probabilities)).mean()), calibration))
-    return min(tried, key=lambda pair: pair[0])[1]
+        candidates.append((float(log_losses(y_true, calibration.apply(probabilities)).mean()), calibration))
+    return min(candidates, key=lambda pair: pair[0])[1]
 
 
 def temperature(y_true: NDArray[np.int64], probabilities: NDArray[np.float64], smoothing: float = 1e-12) -> float:
-    """Find the temperature for probabilities instead of logits; see `pipeline.heads.temperature.fit_temperature`."""
+    """Fit a temperature to probabilities instead of logits; see `pipeline.heads.temperature.fit_temperature`."""
     from pipeline.heads.temperature import fit_temperature
 
     return fit_temperature(_smoothed_logits(probabilities, smoothing), y_true)
@@ -135,7 +135,7 @@ def temperature(y_true: NDArray[np.int64], probabilities: NDArray[np.float64], s
 def across_halves(
     method: str, y_true: NDArray[np.int64], probabilities: NDArray[np.float64], seed: int = 0
 ) -> NDArray[np.float64]:
-    """Calibrate each half of held-out images with what the other half taught, to see what is gained.
+    """Calibrate each half of held-out images with a calibration fitted to the other half, to measure its effect.
 
     Parameters
     ----------

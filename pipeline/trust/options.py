@@ -17,16 +17,16 @@ class Trust:
         probabilities come from one already (ridge, svm, ...). Learned from out-of-fold predictions; the temperature
         of a network also from many validation images.
     abstain : float or None
-        Accuracy that accepted answers shall have; less certain ones get the status ``abstain``.
+        Accuracy that accepted answers should have; less confident ones get the status ``abstain``.
     novelty : bool
-        Whether predictions get a score of how unlike the training images an image is.
+        Whether predictions get a score of how much an image differs from the training images.
 
     Examples
     --------
     >>> Trust(abstain=1.5).check()
     Traceback (most recent call last):
         ...
-    pipeline.errors.UsageError: abstain 1.5 is no accuracy that can be promised; give one above 0 and below 1
+    pipeline.errors.UsageError: abstain 1.5 is not an accuracy that can be guaranteed; give a number above 0 and below 1
     """
 
     calibration: str = option(
@@ -43,5 +43,5 @@ class Trust:
             raise UsageError(f"calibration {self.calibration!r} is unknown; expected one of {', '.join(METHODS)}")
         if self.abstain is not None and not 0 < self.abstain < 1:
             raise UsageError(
-                f"abstain {self.abstain:g} is no accuracy that can be promised; give one above 0 and below 1"
+                f"abstain {self.abstain:g} is not an accuracy that can be guaranteed; give a number above 0 and below 1"
             )

@@ -26,17 +26,17 @@ HeldOut = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 @dataclass(frozen=True, eq=False)
 class Safeguards:
-    """What a bundle knows beyond its head: calibration, threshold, novelty score; each may be absent.
+    """Calibration, threshold and novelty score of a bundle; each may be absent.
 
     Parameters
     ----------
     calibration : Calibration or None
-        For heads without logits; elsewhere the temperature is inside the head.
+        Of heads without a softmax of their own; the others contain their temperature.
     threshold : float or None
-        Answers with a lower probability abstain.
+        Answers with a lower probability get the status ``abstain``.
     novelty : Novelty or None
     facts : mapping
-        What was asked for and how it was learned, as plain data.
+        The options and the results of learning, as plain data.
 
     Examples
     --------
@@ -51,24 +51,25 @@ class Safeguards:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def calibrate(self, probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return calibrated probabilities; columns are the head's own classes."""
+        """Return calibrated probabilities; columns are the head's classes."""
         return self.calibration.apply(probabilities) if self.calibration else probabilities
 
     def judge(
         self, vectors: NDArray[Any], probabilities: NDArray[np.float64]
     ) -> tuple[list[str], list[float] | list[None]]:
-        """Say of each image whether its answer stands.
+        """Return the status and the novelty score of each answer.
 
         Parameters
         ----------
-        vectors : array of shape (n, d), or (n, views, d), of which the first view is scored
+        vectors : array of shape (n, d) or (n, views, d)
+            The first view is scored.
         probabilities : float array of shape (n, k)
 
         Returns
         -------
         statuses : list of str
-            ``"ok"``, ``"abstain"``, or ``"novel"``, which goes before ``"abstain"``.
-        scores : list of float, or of None where the bundle has no novelty score
+            ``"ok"``, ``"abstain"``, or ``"novel"``, which takes precedence.
+        scores : list of float, or of None if the bundle has no novelty score
         """
         statuses = np.full(len(vectors), OK, dtype=object)
         if self.threshold is not None:
@@ -80,22 +81,22 @@ class Safeguards:
         return statuses.tolist(), scores.tolist()
 
     def to_files(self) -> dict[str, bytes]:
-        """Return the content of the bundle's files that hold arrays, by name."""
+        """Return the contents of the bundle's files with arrays, by name."""
         parts = {CALIBRATION_FILE: self.calibration, NOVELTY_FILE: self.novelty}
         return {name: part.to_bytes() for name, part in parts.items() if part is not None}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the rest as plain data, for bundle.json."""
+        """Return threshold and facts as plain data, for bundle.json."""
         return {"threshold": self.threshold, **self.facts}
 
     @classmethod
     def read(cls, description: Mapping[str, Any], files: Mapping[str, bytes], dim: int) -> "Safeguards":
-        """Put together what `to_dict` and `to_files` gave.
+        """Read the results of `to_dict` and `to_files`.
 
         Raises
         ------
         IntegrityError
-            If the arrays are others.
+            If the arrays are not those of safeguards.
         """
         facts = dict(description)
         threshold = facts.pop("threshold", None)
@@ -178,7 +179,7 @@ def _calibrate(method: str, head: Any, y: NDArray[np.int64], proba: NDArray[np.f
 def trust_facts(
     safeguards: Safeguards, y: NDArray[np.int64], before: NDArray[np.float64], after: NDArray[np.float64]
 ) -> dict[str, Any]:
-    """Measure on a split what calibration and threshold do.
+    """Measure the effect of calibration and threshold on a split.
 
     Parameters
     ----------
@@ -201,12 +202,12 @@ def trust_facts(
 
 
 def format_trust(metrics: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
-    """Say in lines of at most 80 columns what `trust_facts` found on a split.
+    """Format the results of `trust_facts` on a split, in lines of at most 80 columns.
 
     Parameters
     ----------
     metrics : mapping
-        One split's metrics, with what `trust_facts` gave.
+        Of one split, with the results of `trust_facts`.
     facts : mapping
         Of the safeguards.
     """
