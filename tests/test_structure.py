@@ -71,6 +71,13 @@ def test_importing_the_package_imports_nothing_heavy():
 
 
 def test_every_public_name_is_there():
+    imported = {
+        alias.asname: node.module
+        for node in ast.walk(ast.parse(Path(pipeline.__file__).read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("pipeline")
+        for alias in node.names
+    }
+    assert imported == {name: f"pipeline.{home}" for name, home in pipeline._HOMES.items()}, "for type checkers"
     assert set(pipeline.__all__) == set(pipeline._HOMES)
     for name in pipeline.__all__:
         assert getattr(pipeline, name).__doc__, name

@@ -32,6 +32,7 @@ from pipeline.finetuning.options import Tuning
 from pipeline.heads.classifiers import AUTO
 from pipeline.images.manifest import Manifest
 from pipeline.images.texts import Positions, Texts
+from pipeline.options import accepts_fields
 from pipeline.parallel import ahead, one_blas_thread
 from pipeline.training.provenance import asked_of, training_data_of
 from pipeline.training.report import Report
@@ -86,6 +87,7 @@ class Places:
                 raise UsageError(f"{path} already exists; choose another --out or give --overwrite")
 
 
+@accepts_fields
 def fine_tune(
     bundle: Bundle | str | os.PathLike[str],
     out: str | os.PathLike[str],
