@@ -82,8 +82,8 @@ def write_report(
 
     Examples
     --------
-    >>> write_report("artifacts/photos.bundle", "artifacts/report.html").notes  # doctest: +SKIP
-    []
+    >>> write_report("artifacts/photos.bundle", "artifacts/report.html").path
+    PosixPath('artifacts/report.html')
     """
     started = time.monotonic()
     target = check_target(out)

@@ -69,7 +69,9 @@ def train_multi_label(
 
     Examples
     --------
-    >>> bundle, report = train_multi_label("artifacts/photos.h5", ";")  # doctest: +SKIP
+    >>> bundle, report = train_multi_label("artifacts/tagged.h5", ";")
+    >>> bundle.classes
+    ('beach', 'sunset')
     """
     params, how = dict(params or {}), MultiLabel(separator)
     _check_options(head, params, training, trust)
