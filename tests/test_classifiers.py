@@ -240,7 +240,7 @@ def test_parameters_reach_the_classifier_also_inside_the_wrapper():
 
 
 def test_a_parameter_that_takes_the_decision_values_away_is_refused():
-    with pytest.raises(UsageError, match="'nearest-centroid' with these parameters offers no decision_function"):
+    with pytest.raises(UsageError, match="'nearest-centroid' with these parameters has no decision_function"):
         make_head("nearest-centroid", {"metric": "manhattan"})
 
 

@@ -115,7 +115,7 @@ def test_what_cannot_be_drawn(tmp_path):
     unknown = [Contender("a", 3, 0.1, 0.5, (0.4, 0.6), None)]
     with pytest.raises(UsageError, match="the cost of no feature file is known, so there is nothing to draw"):
         plot_contenders(unknown, tmp_path / "a.png")
-    with pytest.raises(UsageError, match=r"cannot draw 'a\.txt'; end it in \.png, \.svg or \.pdf"):
+    with pytest.raises(UsageError, match=r"cannot draw 'a\.txt'; expected a name that ends in \.png, \.svg or \.pdf"):
         plot_contenders(unknown, "a.txt")
     (tmp_path / "file").touch()
     known = [dataclasses.replace(unknown[0], milliseconds=1.0)]

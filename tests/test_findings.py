@@ -117,7 +117,7 @@ def test_near_duplicates_share_a_drawn_split(tmp_path):
     assert (data.groups[0:24:2] == data.groups[1:24:2]).all()
     assert not any(data.groups[24:])
     assert len(set(data.splits.tolist())) == 3
-    assert any(note.startswith("24 images with duplicates or near duplicates") for note in data.notes)
+    assert any(note == "24 images assigned to the split of duplicates or near duplicates" for note in data.notes)
 
 
 def test_so_do_images_of_the_same_bytes_and_of_one_group_in_the_findings(tmp_path):

@@ -55,7 +55,7 @@ def test_a_line_cut_off_spoils_no_other(tmp_path):
     found, damaged = read_records(path)
     assert [each["number"] for each in found] == [1, 3]
     assert damaged == 4
-    with pytest.raises(PipelineError, match=r"cannot read .*gone: No such file.*; train a head first, or name the"):
+    with pytest.raises(PipelineError, match=r"cannot read .*gone: No such file.*; train a head first, or give the"):
         read_records(tmp_path / "gone")
     with pytest.raises(PipelineError, match="the bundle is saved, but the run is not recorded"):
         append_record(path / "below", run(1))

@@ -385,7 +385,7 @@ def test_other_photographs_under_the_same_names_are_refused(run, made, tmp_path)
     paint(photos / "bee" / "1.png", (1, 200, 7))
     network = ["--backbone", "mobilenet", "--weights", "random", "--size", 32]
     assert run("extract", photos, "--out", tmp_path / "o.h5", *network)[0] == 0
-    with pytest.raises(UsageError, match=r"o.h5 holds other photographs than the bundle was trained on"):
+    with pytest.raises(UsageError, match=r"o.h5 contains other photographs than the bundle was trained on"):
         write_report(bundle, tmp_path / "r.html", features=[tmp_path / "o.h5"])
 
 

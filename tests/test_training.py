@@ -202,7 +202,7 @@ def test_vectors_that_are_not_finite_are_named(tmp_path):
     vectors[5, 1] = np.nan
     index = make_store(tmp_path / "f.h5").index
     write_store(tmp_path / "f.h5", index, [vectors])
-    with pytest.raises(TrainingError, match=r"1 vectors of .*f\.h5 are not finite; check it with verify\.py"):
+    with pytest.raises(TrainingError, match=r"1 vectors of .*f\.h5 are not finite; check the file with verify\.py"):
         train_head(tmp_path / "f.h5")
 
 

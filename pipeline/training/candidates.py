@@ -29,10 +29,10 @@ class FoldScore:
     Parameters
     ----------
     proba : ndarray of float64, shape (len(outer), K)
-        Probabilities of the rows held out.
+        Probabilities of the held-out rows.
     accuracy : float
     temperature : float or None
-        Fitted to the decisions on these rows; None of heads with probabilities of their own.
+        Fitted to the decision values of these rows; None of heads that have probabilities of their own.
     fit_seconds, predict_seconds : float
         Candidates that are fitted together share the time of the fit.
     """
@@ -55,9 +55,9 @@ class Candidate:
     proba : ndarray of float64, shape (n, K)
         Probabilities of held-out training rows.
     judged : ndarray of bool, shape (n,)
-        Which rows those are.
+        Which rows have them.
     accuracies : dict of int to float
-        Of each fold, by the first row that it holds out.
+        Of each fold, by its first held-out row.
     temperatures, fit_seconds, predict_seconds : list of float
         One number for each fold; no temperatures of heads with probabilities of their own.
     fitted : fitted pipeline, or None
@@ -78,7 +78,7 @@ class Candidate:
     validation: dict[str, float] = field(default_factory=dict)
 
     def add(self, outer: Rows, result: FoldScore) -> None:
-        """Add the result on the rows that a fold holds out."""
+        """Add the result on the held-out rows of a fold."""
         self.proba[outer], self.judged[outer] = result.proba, True
         self.accuracies[int(outer[0])] = result.accuracy
         self.temperatures += [] if result.temperature is None else [result.temperature]
@@ -168,11 +168,11 @@ def score_fold(
     fitter : Fitter
     candidates : sequence of Candidate
     inner, outer : ndarray of int
-        Rows to fit on, and rows held out.
+        Rows to fit on, and held-out rows.
     preview : bool
-        Whether the fits are only compared, see `fit_path`; temperatures are then fitted to the rows held out.
+        Whether the fits are only compared, see `fit_path`; temperatures are then fitted to the held-out rows.
     may_stop : bool
-        Whether to leave out the rest once two candidates in a row were worse, if the head's row says so.
+        Whether a head with `search_stops` ends after two candidates in a row that are worse than an earlier one.
 
     Returns
     -------
@@ -250,7 +250,7 @@ def close_to_best(answers: Sequence[Probabilities], truth: Labels) -> list[int]:
     """Return which answers (n, K) are not clearly less accurate than the best, the smallest log loss first.
 
     Clearly is more than two standard errors of the paired difference, image by image, as in McNemar's test. Among
-    accuracies that chance could swap, the log loss says more from as many images.
+    accuracies that differ by chance, the log loss is the more precise measure.
     """
     right = [proba.argmax(axis=1) == truth for proba in answers]
     top = max(right, key=np.sum)

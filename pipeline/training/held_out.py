@@ -1,4 +1,4 @@
-"""Which images calibrate a head, and the probabilities of images that it was not fitted on."""
+"""Which images calibrate a head, and probabilities of images that it was not fitted on."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -39,12 +39,12 @@ class CalibrationPlan:
 def plan_calibration(
     trust: Trust, row: Head, counts: Mapping[str, int], *, tuned: bool, folded: bool, has_temperature: bool
 ) -> CalibrationPlan:
-    """Decide who calibrates a head, and by which method.
+    """Decide by which method, and on which images, a head is calibrated.
 
-    Folds of the training images do, with two exceptions. Those that a tuned network has learned from cannot; the
-    validation images do, if there are enough of them and test images for the score, or else there is no calibration.
-    A head with early stopping takes its temperature from as many validation images too, because folds would train it
-    three times more; a threshold and isotonic curves need more images.
+    The images are folds of the training split, with two exceptions. If the network was tuned on the training images,
+    they are the validation images, and there is no calibration unless these are enough and there are test images for
+    the score. The temperature of a head with early stopping is fitted to the validation images too, on the same
+    conditions, because folds would train it three times more; a threshold and isotonic curves need more images.
 
     Parameters
     ----------
@@ -55,9 +55,9 @@ def plan_calibration(
     tuned : bool
         Whether the network was tuned on the training images.
     folded : bool
-        Whether choosing the head made out-of-fold probabilities already.
+        Whether choosing the head already gave out-of-fold probabilities.
     has_temperature : bool
-        Whether the fitted head comes with a temperature from its own folds.
+        Whether fitting the head already chose a temperature, by its own folds.
 
     Examples
     --------
@@ -71,7 +71,7 @@ def plan_calibration(
     """
     enough = counts["validation"] >= ENOUGH and counts["test"] > 0
     if tuned:
-        # A temperature from the head's own folds comes from images that the network has learned from.
+        # The head's own folds chose a temperature on images that the network was tuned on.
         method = "temperature" if trust.calibration == "auto" else trust.calibration
         return CalibrationPlan(method if enough else "none", "validation")
     method = trust.calibration
@@ -82,7 +82,7 @@ def plan_calibration(
 
 
 def unseen_probabilities(fitter: Fitter, head: Any, calibrate: Calibrate | None = None) -> dict[str, Any]:
-    """Return the probabilities of the validation and test images, as far as there are any, by split."""
+    """Return the probabilities of the validation and test images by split, without empty splits."""
     rows = {split: fitter.data.rows(split) for split in ("validation", "test")}
     return {split: fitter.probabilities(head, each, calibrate) for split, each in rows.items() if len(each)}
 

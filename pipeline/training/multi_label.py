@@ -125,7 +125,7 @@ def _load(features: Features | Sequence[Features], how: MultiLabel, seed: int) -
     names, matrix = label_matrix(data.classes, how.separator)
     if matrix.sum(axis=1).max() < 2:
         raise TrainingError(
-            f"no label holds {how.separator!r}, so no image has several; check the separator, or leave out"
+            f"no label contains {how.separator!r}, so no image has several; check the separator, or leave out"
             " --multi-label"
         )
     if not data.counts["train"] or data.scored_on == "cross-validation":

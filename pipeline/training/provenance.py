@@ -58,7 +58,7 @@ def training_data_of(bundle: Bundle, features: Sequence[str | os.PathLike[str]] 
         raise UsageError(f"{files[0]} has other classes than the bundle; name the file that it was trained on")
     if provenance.get("content", data.content) != data.content:
         raise UsageError(
-            f"{files[0]} holds other photographs than the bundle was trained on, though its recipe and classes are"
+            f"{files[0]} contains other photographs than the bundle was trained on, though its recipe and classes are"
             " the same; name the file that it was trained on with --features, or train a bundle on this one"
         )
     return data

@@ -101,7 +101,7 @@ class _Task(NamedTuple):
 
 @dataclass
 class _Schedule:
-    """Which tasks may begin; the thread that runs the race alone asks and changes it.
+    """Which tasks may begin; used and changed by the main thread only.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ class _Schedule:
     seconds : dict of str to float
         How long a fold of a head takes.
     out : dict of str to str
-        Heads that left the race, and why.
+        Heads that left the race, with the reason.
     """
 
     deadline: float
@@ -118,7 +118,7 @@ class _Schedule:
     out: dict[str, str] = field(default_factory=dict)
 
     def admits(self, task: _Task) -> bool:
-        """Return whether a task may begin; write down why, if a head leaves the race here."""
+        """Return whether a task may begin; if not, its head leaves the race, and the reason is recorded."""
         if task.head in self.out:
             return False
         expected = 0.0 if task.pilot else self.seconds.get(task.head, 0.0)
@@ -131,7 +131,7 @@ class _Schedule:
         return False
 
     def reasons(self) -> list[str]:
-        """Return why heads left the race, for a person."""
+        """Return a line for each head that left the race."""
         return [f"{name}: {reason}" for name, reason in sorted(self.out.items())]
 
 
@@ -148,7 +148,7 @@ class _Runner:
         Probabilities that the first head's pilot gave.
     progress : callable (done, total) or None
     done : int
-        Folds that are over, those that were not admitted included.
+        Number of folds that were scored, or left out.
     """
 
     fitter: Fitter
@@ -159,7 +159,7 @@ class _Runner:
     done: int = 0
 
     def run(self, candidates: Mapping[str, list[Candidate]], tasks: Sequence[_Task], later: int = 0) -> None:
-        """Run tasks as far as the schedule admits them; `later` more are expected after these."""
+        """Run the tasks that the schedule admits; `later` more, for the progress, will follow in another call."""
         total = self.done + len(tasks) + later
         queue = deque(each._replace(pilot=each.fold == 0 and each.head != RACERS[0]) for each in tasks)
         running: dict[Future[tuple[float, Any]], _Task] = {}
@@ -205,7 +205,7 @@ class _Runner:
 def _compute(
     fitter: Fitter, candidates: Sequence[Candidate], inner: Rows, outer: Rows, task: _Task
 ) -> tuple[float, Any]:
-    """Return the seconds that a fold takes, and the result of the task; changes nothing that other threads see."""
+    """Return the seconds that a fold takes, and the result of the task; no shared state is changed."""
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1 if cores() > 1 else None, "openmp"):  # OpenMP would start as many threads again in each

@@ -135,7 +135,7 @@ def learn_safeguards(
     Raises
     ------
     TrainingError
-        If no threshold gives the accuracy that was asked for.
+        If no threshold reaches this accuracy.
     """
     if method == "none" and abstain is None:
         return head, Safeguards(facts={"calibration": "none"}), []
