@@ -281,7 +281,7 @@ def test_names_that_are_not_utf8(run, photos, tmp_path):
     [
         (["--param", "C=abc"], 2, "head 'logreg': The 'C' parameter of LogisticRegression must be a float"),
         (["--param", "C=-1"], 2, "must be a float in the range"),
-        (["--seed", "-1"], 2, "random_state"),
+        (["--seed", "-1"], 2, "seed -1 is out of range; give a whole number from 0 to 4294967295"),
         (["--head", "os.abort"], 2, "'os.abort' is not a scikit-learn classifier"),
         (["--head", "sys.exit"], 2, "'sys.exit' is not a scikit-learn classifier"),
         (["--cv", "1000"], 1, "too few for 1000 folds; add images, or leave out --cv"),

@@ -220,8 +220,3 @@ def check_suffix(out: str | None, suffix: str) -> None:
     """Raise UsageError if the name of an output file ends otherwise."""
     if out is not None and not out.lower().endswith(suffix):
         raise UsageError(f"cannot tell the format of {out!r}; end it in {suffix}")
-
-
-def params_text(params: dict[str, Any]) -> str:
-    """Return a head's parameters in words: ``" with C=0.1"``, or nothing."""
-    return " with " + ", ".join(f"{name}={value}" for name, value in params.items()) if params else ""

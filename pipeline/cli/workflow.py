@@ -12,7 +12,6 @@ from pipeline.cli.command import (
     command,
     group_options,
     max_bad_option,
-    params_text,
     print_json,
     print_notes,
     print_stderr,
@@ -156,7 +155,8 @@ def _print_training(report: Any, files: dict[str, str], lines: list[str], *, as_
         print_json({**files, "accuracy": report.accuracy, **report.to_dict()})
         return
     click.echo(report.table())
-    click.echo(f"\n{files['bundle']}: {report.head}{params_text(report.params)}, scored on {report.scored_on}")
+    params = " with " + ", ".join(f"{name}={value}" for name, value in report.params.items()) if report.params else ""
+    click.echo(f"\n{files['bundle']}: {report.head}{params}, scored on {report.scored_on}")
     for line in lines:
         click.echo(line)
     print_notes(report.notes, quiet)
