@@ -330,7 +330,7 @@ def test_places_where_no_file_can_be(run, photos, out):
     code, _, err = run("extract", photos, "--out", out, "--weights", "random", "--size", 32)
     assert code in (1, 2)
     assert err.startswith("error: ")
-    assert "bug in twostage" not in err
+    assert "fault of twostage" not in err
 
 
 def test_a_failure_prints_no_header(run, made, tmp_path):

@@ -80,7 +80,7 @@ def _exit_code(run: Callable[[], int | None], debug: bool, on_interrupt: str) ->
     except Exception as error:  # noqa: BLE001 - users get one line, whatever went wrong
         print_error(error, debug)
         if not debug:
-            print_stderr("this is a bug in twostage; run again with --debug for the traceback")
+            print_stderr("this is a fault of twostage; run again with --debug for the traceback")
         return 1
 
 
