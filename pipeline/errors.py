@@ -1,6 +1,6 @@
-"""The exceptions of this package; each carries the exit code that the commands answer with.
+"""The exceptions of this package, each with the exit code that a command ends with.
 
-Every message is one line: what was given, what was expected, what to do.
+A message is one line: what was given, what was expected, what to do.
 
 >>> raise ImageError("truncated", "the file ends in the middle of a row")
 Traceback (most recent call last):
@@ -9,39 +9,38 @@ pipeline.errors.ImageError: truncated: the file ends in the middle of a row
 """
 
 import contextlib
-import importlib.metadata
 import platform
 
 
 class PipelineError(Exception):
-    """Base of everything that this package raises on purpose."""
+    """Base class of the exceptions that this package raises."""
 
     exit_code = 1
 
 
 class UsageError(PipelineError, ValueError):
-    """An argument or an option cannot be used as given."""
+    """An argument or option has an invalid value."""
 
     exit_code = 2
 
 
 class RecipeMismatchError(UsageError):
-    """A feature file was made with another recipe than the one asked for."""
+    """A feature file was made with a different recipe than the requested one."""
 
 
 class ManifestError(PipelineError):
-    """The list of images cannot be read or contradicts itself."""
+    """The list of images cannot be read or is inconsistent."""
 
 
 class ImageError(PipelineError):
-    """One image cannot be turned into pixels.
+    """An image cannot be decoded to pixels.
 
     Parameters
     ----------
     reason : str
-        Short and stable, fit for counting: ``"truncated"``, ``"not-an-image"``, ...
+        Short and stable, so that images can be counted by it: ``"truncated"``, ``"not-an-image"``, ...
     detail : str
-        What exactly was wrong, for a person.
+        What exactly is wrong, for people.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -54,7 +53,7 @@ class ImageError(PipelineError):
 
 
 class WeightsError(PipelineError):
-    """Weights are absent, changed, or do not fit the backbone."""
+    """Weights are missing, have changed, or do not fit the backbone."""
 
 
 class EngineError(PipelineError):
@@ -66,7 +65,7 @@ class StoreError(PipelineError):
 
 
 class IntegrityError(PipelineError):
-    """Stored data are not what was written: damaged, incomplete or foreign."""
+    """Stored data differ from what was written: damaged, incomplete or not from this package."""
 
     exit_code = 4
 
@@ -78,7 +77,7 @@ class LockedError(PipelineError):
 
 
 class TrainingError(PipelineError):
-    """The vectors and labels cannot be trained on as asked."""
+    """A head cannot be trained on these vectors and labels as requested."""
 
 
 class BundleError(PipelineError):
@@ -86,11 +85,13 @@ class BundleError(PipelineError):
 
 
 def installed_versions(*names: str) -> dict[str, str]:
-    """Return the versions of Python and of some distributions, those that are not installed left out.
+    """Return the versions of Python and of those of the distributions that are installed.
 
     >>> list(installed_versions("numpy", "no-such-thing"))
     ['python', 'numpy']
     """
+    import importlib.metadata  # takes longer than `--help` should
+
     versions = {"python": platform.python_version()}
     for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

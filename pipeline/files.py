@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, by one process at a time; the user's cache folder."""
+"""Atomic writes of files, locks between processes, and the cache folder."""
 
 import contextlib
 import os
@@ -14,19 +14,24 @@ from pipeline.errors import LockedError, PipelineError, StoreError
 
 CACHE_VARIABLE = "TWOSTAGE_CACHE"
 
-KEPT = "make space and run the command again, what was done is kept"  # advice to `writing`
-_ATTEMPTS = 5  # to lock a file whose lock was there, and gone with its holder a moment later
+KEPT = "make space and run the command again, finished work is kept"  # advice to `writing`
+
+_ATTEMPTS = 5  # the holder of a lock may release it between our attempt and our look at its file
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Make a written file durable and give it its name: fsync, rename, fsync of the folder."""
-    for target, then in ((temporary, lambda: temporary.replace(path)), (path.parent, lambda: None)):
-        descriptor = os.open(target, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        then()
+    """Rename a written file to its final name durably: fsync, rename, fsync of the folder."""
+    _fsync(temporary)
+    temporary.replace(path)
+    _fsync(path.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -35,9 +40,9 @@ def writing(
     error_class: type[PipelineError] = PipelineError,
     advice: str = "make space or choose another --out",
 ) -> Iterator[None]:
-    """Turn an OSError of the enclosed code into ``cannot write WHAT: reason; ADVICE``.
+    """Raise an OSError of the block again as an error that says ``cannot write WHAT: REASON; ADVICE``.
 
-    A broken pipe is left alone: the reader of standard output has left, which is no fault.
+    BrokenPipeError passes: the reader of standard output has gone, which is not an error.
 
     >>> with writing("photos.csv", advice="make space"):
     ...     raise OSError(28, "No space left on device")
@@ -55,9 +60,9 @@ def writing(
 
 @contextlib.contextmanager
 def replacing(target: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file that takes the target's name when all went well."""
+    """Open a temporary file that replaces the target if the block ends without an exception."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")  # always the same name: a killed run leaves one at most
+    temporary = target.with_name(f".{target.name}.tmp")  # a fixed name: killed runs leave one file at most
     try:
         with temporary.open("wb") as file:
             yield file
@@ -68,7 +73,7 @@ def replacing(target: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def locked(target: Path) -> Iterator[None]:
-    """Hold `target` against other writers, or raise LockedError naming the one that holds it."""
+    """Lock a file against other writers, or raise LockedError, which names the process that holds the lock."""
     path = target.with_name(f"{target.name}.lock")
     lock = FileLock(path, timeout=0)
     for attempt in range(_ATTEMPTS):
@@ -85,7 +90,7 @@ def locked(target: Path) -> Iterator[None]:
         except OSError as error:
             raise StoreError(f"cannot write beside {target}: {error.strerror}; choose another --out") from error
     try:
-        with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
+        with contextlib.suppress(OSError):  # the lock works on a full disk too, only without its text
             path.write_text(f"process {os.getpid()} on {socket.gethostname()}", "utf-8")
         yield
     finally:
@@ -100,6 +105,6 @@ def _holder(path: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Return where converted networks are kept: ``$TWOSTAGE_CACHE``, or the user's own cache folder."""
+    """Return the folder of converted networks: ``$TWOSTAGE_CACHE``, or ``twostage`` in the user's cache folder."""
     named = os.environ.get(CACHE_VARIABLE)
     return Path(named) if named else platformdirs.user_cache_path("twostage")

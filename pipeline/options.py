@@ -1,4 +1,4 @@
-"""Groups of options: frozen dataclasses, made once from the command line or from keywords and passed on whole.
+"""Groups of options: frozen dataclasses made from the command line or from keywords, and passed on whole.
 
 >>> @options
 ... class Speed:
@@ -24,6 +24,7 @@ import inspect
 import numbers
 import os
 import types
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, Union, dataclass_transform, get_args, get_origin, get_type_hints
@@ -37,7 +38,7 @@ _WIDER = {float: numbers.Real, int: numbers.Integral}  # NumPy's numbers are as 
 
 
 def option(*, default: Any, help: str, **click: Any) -> Any:  # noqa: A002 - click's own name for it
-    """Declare a field of a group of options, with all that its command-line option needs.
+    """Declare a field of a group of options, with everything that its command-line option needs.
 
     Parameters
     ----------
@@ -45,8 +46,9 @@ def option(*, default: Any, help: str, **click: Any) -> Any:  # noqa: A002 - cli
     help : str
         The line that ``--help`` prints.
     **click
-        What else `click.option` takes, such as ``metavar``; ``flag`` names the option where it is not called after
-        the field, and ``in_python=True`` keeps it off the command line.
+        Other arguments of `click.option`, such as ``metavar``, and ``flag``: the option's name if it is not that of
+        the field; ``min``: the least whole number; ``parse``: turns text into a value or raises UsageError;
+        ``in_python=True``: not an option of the command line.
     """
     return dataclasses.field(default=default, metadata={"help": help, **click})
 
@@ -68,7 +70,7 @@ def options(cls: type[Group]) -> type[Group]:
         names = [field.name for field in dataclasses.fields(made)]
         _check_names(cls.__name__, named, names)
         plain(self, *args, **named)
-        hints = _hints(made)
+        hints = types_of(made)
         for name in names:
             if not _fits(value := getattr(self, name), hints[name]):
                 raise UsageError(f"{name} is {value!r} ({type(value).__name__}), expected {_words(hints[name])}")
@@ -80,7 +82,8 @@ def options(cls: type[Group]) -> type[Group]:
 def accepts_fields(function: Callable[..., Result]) -> Callable[..., Result]:
     """Let callers give the fields of a function's groups of options one by one, as keywords of their own.
 
-    A group is a parameter whose default is a dataclass. A field that is given replaces that of the group.
+    A group is a parameter whose default is a dataclass. A field that is given replaces that of the group; one that two
+    groups have can only be given within its group.
 
     Raises
     ------
@@ -89,7 +92,9 @@ def accepts_fields(function: Callable[..., Result]) -> Callable[..., Result]:
     """
     own = inspect.signature(function).parameters
     groups = {name: each.default for name, each in own.items() if dataclasses.is_dataclass(each.default)}
-    homes = {field.name: name for name, group in groups.items() for field in dataclasses.fields(group)}
+    fields = [(field.name, name) for name, group in groups.items() for field in dataclasses.fields(group)]
+    count = Counter(field for field, _ in fields)
+    homes = {field: name for field, name in fields if count[field] == 1}
 
     @functools.wraps(function)
     def call(*args: Any, **named: Any) -> Result:
@@ -105,6 +110,16 @@ def accepts_fields(function: Callable[..., Result]) -> Callable[..., Result]:
     return call
 
 
+def command_line_fields(group: Any) -> "list[dataclasses.Field[Any]]":
+    """Return the fields of a group, or of its class, that are options of the command line."""
+    return [field for field in dataclasses.fields(group) if not field.metadata.get("in_python")]
+
+
+def flag_of(field: "dataclasses.Field[Any]") -> str:
+    """Return the name of a field's option on the command line."""
+    return field.metadata.get("flag") or f"--{field.name.replace('_', '-')}"
+
+
 def _check_names(owner: str, given: Mapping[str, Any], known: list[str]) -> None:
     for name in given:
         if name not in known:
@@ -112,7 +127,8 @@ def _check_names(owner: str, given: Mapping[str, Any], known: list[str]) -> None
 
 
 @functools.cache
-def _hints(group: type) -> dict[str, Any]:
+def types_of(group: type) -> dict[str, Any]:
+    """Return the annotated types of a group's fields, by name."""
     return get_type_hints(group)
 
 

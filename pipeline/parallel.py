@@ -1,4 +1,4 @@
-"""How many threads compute: processor cores, and one for NumPy where two would wait for each other."""
+"""Threads: how many cores there are, thread pools, and limits on the threads of NumPy."""
 
 import contextlib
 import os
@@ -14,11 +14,11 @@ R = TypeVar("R")
 
 @contextlib.contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Keep the linear algebra of NumPy, and of SciPy where it is imported, to one thread a call.
+    """Limit the linear algebra of NumPy, and of SciPy if it is imported, to one thread per call.
 
-    The products here are narrow, with a column for each class, and decompositions are made of thousands of small
-    steps: a second thread gains little on a quiet machine, and on a busy one the two wait for each other many times
-    as long as they compute. Cores are used by whole fits instead.
+    The matrix products here are narrow, with one column per class, and decompositions consist of thousands of small
+    steps: a second thread gains little on an idle machine, and on a busy one the threads mostly wait for each other.
+    Whole fits run in parallel instead.
 
     Examples
     --------
@@ -35,12 +35,12 @@ def one_blas_thread() -> Iterator[None]:
 
 
 def cores() -> int:
-    """Return the number of processor cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def ahead(pool: ThreadPoolExecutor, items: Iterable[T], work: Callable[[T], R], window: int) -> Iterator[tuple[T, R]]:
-    """Yield ``(item, work(item))`` in order, while threads make at most `window` results ahead."""
+    """Yield ``(item, work(item))`` in order, while the pool computes up to `window` results ahead."""
     queue: deque[tuple[T, Future[R]]] = deque()
     try:
         for item in items:
@@ -57,11 +57,11 @@ def ahead(pool: ThreadPoolExecutor, items: Iterable[T], work: Callable[[T], R], 
 
 
 def in_threads(jobs: int, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
-    """Call a function in threads and yield what it returns as it comes; NumPy and scikit-learn release the lock."""
+    """Call a function in threads and yield the results as they are ready (NumPy and scikit-learn release the GIL)."""
     from joblib import Parallel, delayed
     from threadpoolctl import threadpool_limits
 
-    if jobs > 1:  # OpenMP would start as many threads again in each
+    if jobs > 1:  # otherwise each thread would start as many OpenMP threads again
         function = threadpool_limits.wrap(limits=1, user_api="openmp")(function)
     parallel = Parallel(n_jobs=jobs, backend="threading", pre_dispatch="n_jobs", return_as="generator_unordered")
     return iter(parallel(delayed(function)(*call) for call in calls))

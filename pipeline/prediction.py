@@ -95,8 +95,8 @@ def predict(
 
     Examples
     --------
-    >>> bundle = Bundle.load("artifacts/photos.bundle")  # doctest: +SKIP
-    >>> [row.labels[0] for row in predict(bundle, ["new.jpg"])]  # doctest: +SKIP
+    >>> bundle = Bundle.load("artifacts/photos.bundle")
+    >>> [row.labels[0] for row in predict(bundle, ["new.jpg"])]
     ['cat']
     """
     if not 1 <= top_k <= len(bundle.classes):

@@ -1,7 +1,7 @@
-"""Measure both stages against plain Keras, in one run, on the same images, as rates and ratios.
+"""Compare both stages with plain Keras on the same images, as rates and ratios.
 
-Every measurement runs in a process of its own, `--repeat` times in turns, so that a slow minute of the
-machine hits all of them; the table shows medians and the spread.
+Every measurement runs in its own process. All of them are repeated `--repeat` times in turn, so that a slow minute
+of the machine affects all alike; the table shows the median and the range.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ from typing import Any
 import click
 from attacks.memory import Memory
 
-MEMORY_SECONDS = 0.1  # between looks at the memory of what is measured, its decoders included
+MEMORY_SECONDS = 0.1  # between samples of the memory of a measured process and its decoders
 Result = dict[str, Any]
 
 
 def plain_keras(images: list[str], options: Result) -> Result:
-    """Run what people write: image_dataset_from_directory, preprocess_input, predict."""
+    """Run the usual Keras code: image_dataset_from_directory, preprocess_input, predict."""
     import keras
 
     from pipeline import BACKBONES
@@ -46,7 +46,7 @@ def plain_keras(images: list[str], options: Result) -> Result:
 
 
 def extraction(images: list[str], options: Result) -> Result:
-    """Do the command's own work: list, decode, encode, store; the network comes from the warm cache."""
+    """Run an extraction: list, decode, encode, store; the converted network is in the cache already."""
     from pipeline import Speed, extract
 
     with tempfile.TemporaryDirectory() as folder:
@@ -64,7 +64,7 @@ def extraction(images: list[str], options: Result) -> Result:
 
 
 def bookkeeping(images: list[str], options: Result) -> Result:
-    """Extract a tree of files; decoding and the network take no time and no memory, the rest is in earnest."""
+    """Extract a tree of files with fake decoding and a fake network, to measure everything else."""
     import numpy as np
     from attacks.fake import RECIPE, FakeEncoder
 
@@ -72,7 +72,7 @@ def bookkeeping(images: list[str], options: Result) -> Result:
     from pipeline.features import extraction, image_encoder, store
 
     pixels = np.zeros((1, RECIPE.size, RECIPE.size, 3), np.uint8)
-    part = store.block_rows(1280)  # as many as of MobileNetV2
+    part = store.block_rows(1280)  # as for the vectors of MobileNetV2
     vars(image_encoder)["Decoders"] = lambda _: contextlib.nullcontext(lambda *_: pixels)
     vars(extraction)["block_rows"] = lambda _: part
     started = time.perf_counter()
@@ -82,7 +82,7 @@ def bookkeeping(images: list[str], options: Result) -> Result:
 
 
 def decode_only(images: list[str], options: Result) -> Result:
-    """Files to pixels in one thread: core-seconds for each image."""
+    """Decode files to pixels in one thread."""
     from pipeline.images.decode import load_pixels, read_bytes
 
     started = time.perf_counter()
@@ -92,7 +92,7 @@ def decode_only(images: list[str], options: Result) -> Result:
 
 
 def model_only(images: list[str], options: Result) -> Result:
-    """Turn decoded pixels into vectors on all cores."""
+    """Encode decoded pixels on all cores."""
     import numpy as np
 
     from pipeline import Recipe, Speed
@@ -112,7 +112,7 @@ def model_only(images: list[str], options: Result) -> Result:
 
 
 def keras_one(images: list[str], options: Result) -> Result:
-    """One image in plain Keras, everything loaded first."""
+    """Predict one image with plain Keras, including the time to import and load it."""
     import keras
     import numpy as np
 
@@ -128,7 +128,7 @@ def keras_one(images: list[str], options: Result) -> Result:
 
 
 def grid_search(images: list[str], options: Result) -> Result:
-    """Let scikit-learn's GridSearchCV try what the race tries: same training images, candidates and folds."""
+    """Run GridSearchCV of scikit-learn over the race's candidates, on the same training images and folds."""
     from joblib.externals.loky import get_reusable_executor
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
     from sklearn.pipeline import make_pipeline
@@ -147,12 +147,12 @@ def grid_search(images: list[str], options: Result) -> Result:
         last = make_head(name)[-1]
         classifier = getattr(last, "estimator", last)
         if "n_jobs" in classifier.get_params():
-            classifier.set_params(n_jobs=1)  # the search itself uses all cores
+            classifier.set_params(n_jobs=1)  # the search uses all cores
         pipeline = make_pipeline(StandardScaler(), classifier)
         grid = {f"{type(classifier).__name__.lower()}__{key}": values for key, values in HEADS[name].search.items()}
         search = GridSearchCV(pipeline, grid, cv=folds, n_jobs=-1)
         searches.append(search.fit(data.X[train, 0], data.y[train]))
-    get_reusable_executor().shutdown(wait=True)  # so that the time of its processes is counted
+    get_reusable_executor().shutdown(wait=True)  # so that the CPU time of its processes is counted
     best = max(searches, key=lambda search: search.best_score_)
     return {"accuracy": float(best.score(data.X[test, 0], data.y[test])), "found": str(best.best_params_)}
 
@@ -166,7 +166,7 @@ STYLES = {
     "share": ".0%",
     "images/s": ".0f",
     "bytes": ".0f",
-}  # how a ratio is printed, by a word in its name
+}  # format of a ratio, by a word in its name
 RACED, SEARCHED = "train_head.py --head auto", "GridSearchCV over the same candidates"
 COLUMNS = [
     # name in the table, measure, engine, precision, views
@@ -184,12 +184,14 @@ COLUMNS = [
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--images", type=click.Path(exists=True, file_okay=False), help="Default: $TWOSTAGE_DATA/clothing/train.")
-@click.option("--backbone", default="mobilenetv2", help="A Keras Applications name whose ImageNet weights are there.")
+@click.option(
+    "--backbone", default="mobilenetv2", help="A Keras Applications name whose ImageNet weights are available."
+)
 @click.option("--size", default=224, help="Side of the input in pixels.")
-@click.option("--repeat", default=3, help="How often each measurement is taken.")
-@click.option("--out", default="artifacts/benchmark", help="OUT.md and OUT.json are written.")
-@click.option("--copies", default=0, help="Also extract the images this many times over, for the memory that takes.")
-@click.option("--paths", default=0, help="Also extract this many tiny files, for the memory and time of each path.")
+@click.option("--repeat", default=3, help="Number of times each measurement is taken.")
+@click.option("--out", default="artifacts/benchmark", help="Path without suffix of the .md and .json files to write.")
+@click.option("--copies", default=0, help="Also measure the memory to extract this many copies of the images.")
+@click.option("--paths", default=0, help="Also measure the memory and time per path, with this many tiny files.")
 @click.option("--measure", hidden=True)
 def benchmark(
     images: str | None, backbone: str, size: int, repeat: int, out: str, copies: int, paths: int, measure: str | None
@@ -222,7 +224,7 @@ def benchmark(
 
 
 def child(options: Result) -> Result:
-    """Take one measurement in a fresh process."""
+    """Take one measurement in a new process."""
     command = [sys.executable, __file__, "--images", options["folder"], "--measure", json.dumps(options)]
     started = time.perf_counter()
     with (
@@ -238,7 +240,7 @@ def child(options: Result) -> Result:
 
 
 def run_rates(common: Result, repeat: int) -> list[Result]:
-    """Measure images per second, all kinds in turns; a first unmeasured round fills the caches."""
+    """Measure images per second, all kinds in turn; a first unmeasured round fills the caches."""
     taken: dict[str, list[Result]] = {name: [] for name, *_ in COLUMNS}
     for number in range(repeat + 1):
         for name, measure, engine, precision, views in COLUMNS:
@@ -262,7 +264,7 @@ def run_rates(common: Result, repeat: int) -> list[Result]:
 
 
 def run_starts(common: Result, paths: list[str], repeat: int) -> list[Result]:
-    """Measure whole processes: one image by plain Keras and by predict.py; a second extraction."""
+    """Measure whole processes: start-up and one image, an extraction with nothing new, and trainings."""
     rows = []
     with tempfile.TemporaryDirectory() as work:
         features, bundle = f"{work}/f.h5", f"{work}/b.bundle"
@@ -275,13 +277,13 @@ def run_starts(common: Result, paths: list[str], repeat: int) -> list[Result]:
         timed([*train, "--param", "C=0.01"])
         one = {**common, "measure": "keras_one"}
         search = {**common, "measure": "grid_search", "features": features}
-        often = max(repeat, 3)
+        repeats = max(repeat, 3)
         kinds: list[tuple[str, int, Callable[[], Result]]] = [
-            ("one image, plain Keras", often, lambda: child(one)),
-            ("one image, predict.py", often, lambda: timed(predict)),
-            ("extract.py with nothing new", often, lambda: timed(extract)),
-            ("train_head.py, logreg with its C chosen", often, lambda: timed(train)),
-            (RACED, often, lambda: {**timed([*train, "--head", "auto"]), **scored(bundle)}),
+            ("one image, plain Keras", repeats, lambda: child(one)),
+            ("one image, predict.py", repeats, lambda: timed(predict)),
+            ("extract.py with nothing new", repeats, lambda: timed(extract)),
+            ("train_head.py, logreg with its C chosen", repeats, lambda: timed(train)),
+            (RACED, repeats, lambda: {**timed([*train, "--head", "auto"]), **scored(bundle)}),
             (SEARCHED, 1, lambda: child(search)),
         ]
         for name, times, measure in kinds:
@@ -303,7 +305,7 @@ def run_starts(common: Result, paths: list[str], repeat: int) -> list[Result]:
 
 
 def scored(bundle: str) -> Result:
-    """Read what a training reported."""
+    """Return the accuracy and the chosen parameters that a bundle's report holds."""
     report = json.loads((Path(bundle) / "report.json").read_text("utf-8"))
     return {
         "accuracy": report["metrics"][report["scored_on"]]["accuracy"],
@@ -312,7 +314,7 @@ def scored(bundle: str) -> Result:
 
 
 def run_memory(common: Result, paths: list[str], copies: int) -> Result:
-    """Extract `copies` times the images, through a folder of links; the peak memory of that process."""
+    """Measure the peak memory of an extraction of `copies` links to each image."""
     with tempfile.TemporaryDirectory() as work:
         for number in range(copies):
             (Path(work) / "photos" / str(number)).mkdir(parents=True)
@@ -327,7 +329,7 @@ def run_memory(common: Result, paths: list[str], copies: int) -> Result:
 
 
 def run_paths(common: Result, count: int) -> list[Result]:
-    """Extract `count` files, and a quarter of them, for the first time, with nothing new and with 1 % new."""
+    """Extract `count` files, and a quarter as many: a first run, a run with nothing new, and one with 1 % new."""
     rows = []
     for files in (count // 4, count):
         with tempfile.TemporaryDirectory() as work:
@@ -350,7 +352,7 @@ def run_paths(common: Result, count: int) -> list[Result]:
 
 
 def timed(command: list[str]) -> Result:
-    """Run a whole command; its wall time, peak memory and processor time."""
+    """Run a command; return its wall time, peak memory and CPU time."""
     started, before = time.perf_counter(), children_seconds()
     with (
         subprocess.Popen(command, stdout=subprocess.DEVNULL) as process,
@@ -364,13 +366,13 @@ def timed(command: list[str]) -> Result:
 
 
 def children_seconds() -> float:
-    """Return the processor time of all processes that this one has waited for."""
+    """Return the CPU time of all child processes that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
 def ratios(rows: list[Result]) -> Result:
-    """Compare with plain Keras, and with what the processor could do if no core ever waited."""
+    """Return ratios to plain Keras, and to the bound at which no core ever waits."""
     rate = {row["name"]: row["rate"] for row in rows if "rate" in row}
     seconds = {row["name"]: row["seconds"] for row in rows if "seconds" in row}
     cores = len(os.sched_getaffinity(0))
@@ -394,7 +396,7 @@ def ratios(rows: list[Result]) -> Result:
 
 
 def path_costs(rows: list[Result]) -> Result:
-    """Return the memory and the time that each further path takes."""
+    """Return the memory and time of each additional path."""
     found: Result = {}
     taken = [row for row in rows if "run" in row]
     for few, many in zip(taken[: len(taken) // 2], taken[len(taken) // 2 :], strict=True):
@@ -405,7 +407,7 @@ def path_costs(rows: list[Result]) -> Result:
 
 
 def machine() -> Result:
-    """Say what this was measured on."""
+    """Describe the machine and the versions that were measured."""
     import importlib.metadata
 
     names = ("keras", "tensorflow", "openvino", "numpy", "Pillow", "scikit-learn", "twostage-features")

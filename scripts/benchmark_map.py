@@ -1,7 +1,7 @@
-"""Measure how smoothly the map of a report moves: 10,000 synthetic images, Chromium, every gesture.
+"""Measure the frame times of a report's map in Chromium, with 10,000 synthetic images, for every gesture.
 
-Each frame carries one event (a turn of the wheel, a step of the pointer, a click): nobody is quicker. Without a
-graphics card Chromium paints in software, on the cores that the page needs too.
+Each frame gets one event (a turn of the wheel, a step of the pointer, a click), which is faster than any user. Without
+a GPU, Chromium renders in software, on the same cores as the page's scripts.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ COLUMNS = 64
 SCREENS = {"desk": (1280, 900), "phone": (390, 844)}
 FRAMES = 120
 
-# What happens before frame number n of each gesture. The map has the keyboard's focus, so that the wheel is its own.
+# The script that runs before frame n of each gesture. The map has the keyboard focus, so that it gets wheel events.
 GESTURES = {
     "zooming": "canvas.dispatchEvent(new WheelEvent('wheel', {...at(n), deltaY: n % 24 < 12 ? -1 : 1}))",
     "panning": "if (n === 1) { zoom(0); zoom(3); pointer('down', n); } pointer(n === LAST ? 'up' : 'move', n)",
@@ -39,7 +39,7 @@ GESTURES = {
 }
 RUN = """
 const done = arguments[0], LAST = %d, times = [];
-canvas.setPointerCapture = () => {};  // a made-up pointer cannot be held
+canvas.setPointerCapture = () => {};  // a synthetic pointer cannot be captured
 canvas.focus();
 const size = canvas.getBoundingClientRect();
 const at = (n) => ({clientX: size.left + size.width * (0.1 + 0.8 * n / LAST), cancelable: true, bubbles: true,
@@ -58,7 +58,7 @@ requestAnimationFrame(function frame() {
 
 
 def paint(rng: Any) -> "Image.Image":
-    """Paint something as rich as a photograph in small: soft colours, an object, some grain."""
+    """Paint a picture with as much detail as a thumbnail of a photograph: soft colours, an object, some grain."""
     import numpy as np
     from PIL import Image
 
@@ -70,7 +70,7 @@ def paint(rng: Any) -> "Image.Image":
 
 
 def make_store(folder: Path, images: int, seed: int = 0) -> "FeatureStore":
-    """Paint images and make up their vectors: ten clouds that touch each other."""
+    """Paint images and draw their vectors from ten Gaussian clusters that overlap."""
     import numpy as np
     from attacks.fake import RECIPE
 
@@ -107,7 +107,7 @@ def make_store(folder: Path, images: int, seed: int = 0) -> "FeatureStore":
 
 
 def make_report(folder: Path, images: int) -> Path:
-    """Write the report of a quick head on such a store."""
+    """Write the report of a quick head on synthetic images."""
     from pipeline import train_head
     from pipeline.insight.report import Options, write_report
 
@@ -119,7 +119,7 @@ def make_report(folder: Path, images: int) -> Path:
 
 @contextmanager
 def chromium(size: tuple[int, int]) -> Iterator[Any]:
-    """Start Chromium without a window."""
+    """Start headless Chromium with a screen of this size."""
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
@@ -137,7 +137,7 @@ def chromium(size: tuple[int, int]) -> Iterator[Any]:
 
 
 def measure(page: Path, size: tuple[int, int]) -> dict[str, dict[str, float]]:
-    """Open the page, make every gesture; milliseconds from frame to frame."""
+    """Open the page, make every gesture, and return statistics of the milliseconds between frames."""
     rows = {}
     with chromium(size) as driver:
         driver.set_script_timeout(300)
@@ -158,11 +158,11 @@ def measure(page: Path, size: tuple[int, int]) -> dict[str, dict[str, float]]:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.option("--images", default=10_000, help="How many points.")
-@click.option("--page", type=click.Path(exists=True, path_type=Path), help="A report that is there already.")
+@click.option("--images", default=10_000, help="Number of points.")
+@click.option("--page", type=click.Path(exists=True, path_type=Path), help="An existing report to measure instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def benchmark_map(images: int, page: Path | None, as_json: bool) -> None:
-    """Print milliseconds from frame to frame while the map of a report is moved."""
+    """Print the milliseconds between frames while the map of a report is moved."""
     with tempfile.TemporaryDirectory() as folder:
         if page is None:
             print(f"painting {images:,} images", file=sys.stderr)
@@ -172,7 +172,7 @@ def benchmark_map(images: int, page: Path | None, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"bytes": size, **found}))
         return
-    print(f"{size / 1e6:.1f} MB; milliseconds from frame to frame\n")
+    print(f"{size / 1e6:.1f} MB; milliseconds between frames\n")
     print("| | " + " | ".join(f"{name}, median | 95 % | longest" for name in found) + " |")
     print("| --- |" + " --- |" * 3 * len(found))
     for gesture in ("loading", *GESTURES):

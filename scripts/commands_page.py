@@ -1,6 +1,8 @@
-"""Write docs/commands.md: the --help of every command."""
+"""Write docs/commands.md: the --help text of every command."""
 
 from pathlib import Path
+
+import click
 
 from pipeline import cli
 
@@ -12,7 +14,7 @@ For users who look up an option: the `--help` of every command, written by `pyth
 
 
 def commands_page() -> str:
-    """Return the page as Markdown, with help texts as wide as 100 columns."""
+    """Return the page as Markdown, with help texts 100 columns wide."""
     parts = [INTRO]
     for name, command in sorted(cli.main.commands.items()):
         context = command.make_context(
@@ -22,5 +24,11 @@ def commands_page() -> str:
     return "\n".join(parts)
 
 
-if __name__ == "__main__":
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+def write_page() -> None:
+    """Write docs/commands.md: the --help text of every command."""
     PAGE.write_text(commands_page(), "utf-8")
+
+
+if __name__ == "__main__":
+    write_page()

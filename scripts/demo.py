@@ -1,4 +1,4 @@
-"""The main job with nothing to prepare: extract, train and predict on handwritten digits, or on a folder of yours."""
+"""Run the whole workflow without preparation: extract, train and predict on handwritten digits or a folder of yours."""
 
 import sys
 import time
@@ -8,13 +8,13 @@ import click
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.option("--images", type=click.Path(exists=True, file_okay=False), help="A folder of class folders of your own.")
-@click.option("--out", default="artifacts/demo", help="Where everything is written.")
+@click.option("--images", type=click.Path(exists=True, file_okay=False), help="Your own folder of class folders.")
+@click.option("--out", default="artifacts/demo", help="Folder for all output.")
 @click.option("--backbone", default="mobilenetv2", help="A Keras Applications name.")
 def demo(images: str | None, out: str, backbone: str) -> None:
-    """Run both stages and batch prediction, and print accuracy, rates and where everything lies.
+    """Run both stages and batch prediction; print accuracy, rates and the paths of all files.
 
-    Without --images it uses the 1,797 handwritten digits that come with scikit-learn.
+    Without --images, it uses the 1,797 handwritten digits that come with scikit-learn.
     """
     from pipeline import PipelineError
 
@@ -26,7 +26,7 @@ def demo(images: str | None, out: str, backbone: str) -> None:
 
 
 def run(images: Path | None, out: Path, backbone: str) -> None:
-    """Do the main job and report on it."""
+    """Extract, train and predict, and print a line about each step."""
     from pipeline import Bundle, Recipe, extract, predict, train_head
     from pipeline.cli import progress_bar
     from pipeline.errors import WeightsError
@@ -34,33 +34,33 @@ def run(images: Path | None, out: Path, backbone: str) -> None:
 
     started = time.monotonic()
     photos = images or write_digits(out / "digits")
-    size = None if images else 112  # the digits have 8 x 8 pixels: more only takes longer
+    size = None if images else 112  # the digits have 8 x 8 pixels: a larger input only takes longer
     features, folder, table = out / "features.h5", out / "head.bundle", out / "predictions.csv"
-    say("images", photos)
+    print_row("images", photos)
     weights = "imagenet"
     try:
         Recipe.create(backbone, size=size)
     except WeightsError as error:
         weights = "random"
-        say("weights", f"random, because {str(error).split(';')[0]}")
+        print_row("weights", f"random, because {str(error).split(';')[0]}")
     with progress_bar(" images") as progress:
         store = extract(photos, features, backbone, size=size, weights=weights, overwrite=True, progress=progress)
-    say("features", f"{features}: {len(store):,} x {store.dim}, {store.recipe}")
-    say("", f"{store.summary.seconds:.1f} s, {store.summary.images_per_second:,.0f} images/s")
+    print_row("features", f"{features}: {len(store):,} x {store.dim}, {store.recipe}")
+    print_row("", f"{store.summary.seconds:.1f} s, {store.summary.images_per_second:,.0f} images/s")
 
     bundle, report = train_head(store)
     bundle.save(folder)
     metrics = report.metrics[report.scored_on]
-    say("bundle", f"{folder}: {report.head} {report.params}, {report.seconds:.1f} s")
-    say("accuracy", f"{report.accuracy:.3f} on {metrics['n']} images of the {report.scored_on} split")
-    say("baseline", f"{metrics['majority']['accuracy']:.3f} (always {metrics['majority']['class']!r})")
+    print_row("bundle", f"{folder}: {report.head} {report.params}, {report.seconds:.1f} s")
+    print_row("accuracy", f"{report.accuracy:.3f} on {metrics['n']} images of the {report.scored_on} split")
+    print_row("baseline", f"{metrics['majority']['accuracy']:.3f} (always {metrics['majority']['class']!r})")
 
-    some = [photos / path for path in store.paths[:: max(1, len(store) // 100)]]
-    before = time.monotonic()
-    counts = write_predictions(predict(Bundle.load(folder), some), table)
-    seconds = time.monotonic() - before
-    say("predictions", f"{table}: {counts.total()} images, {seconds:.1f} s from bundle and files to labels")
-    say("done in", f"{time.monotonic() - started:.0f} s")
+    sample = [photos / path for path in store.paths[:: max(1, len(store) // 100)]]
+    prediction_started = time.monotonic()
+    counts = write_predictions(predict(Bundle.load(folder), sample), table)
+    seconds = time.monotonic() - prediction_started
+    print_row("predictions", f"{table}: {counts.total()} images, {seconds:.1f} s from bundle and files to labels")
+    print_row("done in", f"{time.monotonic() - started:.0f} s")
 
 
 def write_digits(folder: Path) -> Path:
@@ -78,9 +78,9 @@ def write_digits(folder: Path) -> Path:
     return folder
 
 
-def say(what: str, text: object) -> None:
-    """Print one line of the report."""
-    click.echo(f"{what:12s} {text}")
+def print_row(name: str, text: object) -> None:
+    """Print one line of the summary."""
+    click.echo(f"{name:12s} {text}")
 
 
 if __name__ == "__main__":

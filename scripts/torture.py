@@ -1,4 +1,4 @@
-"""Attack the promises of the package at any scale, and print what was found beside what must hold."""
+"""Attack the guarantees of the package at any scale, and print the findings and whether each guarantee holds."""
 
 import contextlib
 import functools
@@ -31,9 +31,9 @@ class Attack:
     function : str or callable (work, scale, seed) -> counts
         ``"module.function"`` in the folder ``attacks``, or a function.
     most : dict of str to float
-        What must hold: each of these counts is at most this.
+        Upper bounds of counts: the guarantees.
     least : dict of str to float
-        The attack was one: each of these counts is at least this.
+        Lower bounds of counts, which show that the attack took place.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Attack:
     least: dict[str, float] = field(default_factory=dict)
 
     def run(self, scale: float, seed: int) -> Counts:
-        """Attack in a folder of its own; return the counts, in which what was never counted is 0."""
+        """Attack in a temporary folder; return the counts, with 0 for bounded counts that the attack did not return."""
         function = self.function
         if isinstance(function, str):
             module, name = function.split(".")
@@ -53,7 +53,7 @@ class Attack:
         return {**absent, **found}
 
     def broken(self, counts: Counts) -> list[str]:
-        """Say which bounds do not hold."""
+        """Return a line for each bound that does not hold."""
         wrong = [
             f"{name} is {counts[name]:g}, more than {most:g}"
             for name, most in self.most.items()
@@ -67,12 +67,12 @@ class Attack:
 
 
 def none(*names: str) -> dict[str, float]:
-    """Bound counts to 0."""
+    """Return an upper bound of 0 for each count."""
     return dict.fromkeys(names, 0.0)
 
 
 def tests(expression: str, *files: str) -> Callable[[Path, float, int], Counts]:
-    """Make an attack of tests, which have it as a table already."""
+    """Make an attack that runs those tests of some files whose names match a pytest expression."""
 
     def run(work: Path, scale: float, seed: int) -> Counts:
         command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-k", expression]
@@ -200,14 +200,14 @@ ATTACKS = (
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--scale", type=click.FloatRange(0.001), default=1.0, help="1 is 200 kills, every step, 1,000 flips, ...")
-@click.option("--only", multiple=True, metavar="WORD", help="Only attacks whose name has this in it; repeatable.")
-@click.option("--seed", default=0, help="Of all that is random.")
+@click.option("--only", multiple=True, metavar="WORD", help="Only attacks whose name contains this; repeatable.")
+@click.option("--seed", default=0, help="Seed of everything random.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of the table.")
 def torture(scale: float, only: tuple[str, ...], seed: int, as_json: bool) -> None:
-    """Attack files, processes, images and names, and print a table; exit code 1 if something does not hold."""
+    """Attack files, processes, images and names, and print a table; exit code 1 if a guarantee does not hold."""
     chosen = [attack for attack in ATTACKS if not only or any(word in attack.name for word in only)]
     if not chosen:
-        raise click.UsageError(f"no attack has {' or '.join(only)} in its name; leave out --only for all")
+        raise click.UsageError(f"no attack has {' or '.join(only)} in its name; leave out --only to run all")
     rows: list[dict[str, Any]] = []
     for attack in chosen:
         print(f"{attack.name} ...", file=sys.stderr, flush=True)

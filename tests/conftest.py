@@ -9,6 +9,7 @@ from pathlib import Path
 # Threads that wait for each other sleep: two workers share the cores, and spinning doubles the time of all.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import hypothesis
 import pytest
 from attacks.fake import Factory, FakeEncoder
 from click.testing import CliRunner
@@ -20,6 +21,8 @@ from pipeline.features.store import FeatureStore
 from pipeline.images.manifest import Manifest
 
 pytest.register_assert_rewrite("helpers")
+hypothesis.settings.register_profile("no clock", deadline=None)
+hypothesis.settings.load_profile("no clock")
 
 from helpers import FakeBlocks, paint  # noqa: E402 - its asserts are rewritten only if it is imported after the line above
 

@@ -41,7 +41,7 @@ def test_bad_images_set_the_exit_code(run, photos, tmp_path):
     assert code == 3
     assert "15 stored" in out
     assert "skipped 'ant/bad0.jpg': not-an-image" in err
-    assert "error: 3 of 18 images bad, more than --max-bad 0.05 allows; the rest is done" in err
+    assert "error: 3 of 18 images could not be used, more than --max-bad 0.05 allows; the others were processed" in err
     assert run(*words, "--max-bad", 0.2)[0] == 0
 
 
@@ -74,7 +74,7 @@ def test_a_race_from_the_command_line(run, made, monkeypatch):
     assert {"accuracy_sd", "fit_seconds", "folds"} <= set(data["candidates"][0])
     code, _, err = run("train-head", features, "--out", bundle, "--head", "auto", "--budget", "soon")
     assert code == 2
-    assert "'soon' is no time; give seconds or minutes, such as 60s or 5m" in err
+    assert "'soon' is not a duration; give seconds or minutes, such as 60s or 5m" in err
     code, _, err = run("train-head", features, "--out", bundle, "--average-views")
     assert (code, "extract with --views first" in err) == (2, True)
 
@@ -92,7 +92,7 @@ def test_predict(run, made, tmp_path):
     assert [line.split(",")[1].split(":")[0] for line in out.splitlines()[1:]] == ["ok", "missing"]
     assert "1 predicted, 1 bad" in err
     code, _, err = run("predict", bundle, features, "--json")
-    assert (code, err.strip()) == (2, "error: --json and --out - both want standard output; name a file with --out")
+    assert (code, err.strip()) == (2, "error: --json and --out - both write to standard output; name a file with --out")
 
 
 def test_verify(run, made):
@@ -173,7 +173,7 @@ def test_an_interrupt_says_how_to_go_on(run, monkeypatch, photos, tmp_path):
     monkeypatch.setattr("pipeline.features.extraction.fill_store", interrupted)
     code, _, err = run("extract", photos, "--out", tmp_path / "f.h5", "--weights", "random")
     assert code == 130
-    assert "run the same command again to go on" in err
+    assert "run the same command again to continue" in err
 
 
 SCRIPT_NAMES = sorted(path.stem for path in SCRIPTS.glob("*.py"))
@@ -281,7 +281,7 @@ def test_names_that_are_not_utf8(run, photos, tmp_path):
     [
         (["--param", "C=abc"], 2, "head 'logreg': The 'C' parameter of LogisticRegression must be a float"),
         (["--param", "C=-1"], 2, "must be a float in the range"),
-        (["--seed", "-1"], 2, "random_state"),
+        (["--seed", "-1"], 2, "seed -1 is out of range; give a whole number from 0 to 4294967295"),
         (["--head", "os.abort"], 2, "'os.abort' is not a scikit-learn classifier"),
         (["--head", "sys.exit"], 2, "'sys.exit' is not a scikit-learn classifier"),
         (["--cv", "1000"], 1, "too few for 1000 folds; add images, or leave out --cv"),

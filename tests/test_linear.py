@@ -10,7 +10,7 @@ from sklearn.svm import SVC
 from pipeline.heads.classifiers import HEADS, class_probabilities, make_head
 from pipeline.heads.kernel_svm import KernelSVC
 from pipeline.heads.linear_solvers import LogisticPath, Scatter
-from pipeline.heads.regularisation_path import fit_path
+from pipeline.heads.regularisation_path import Samples, fit_path
 
 SHAPES = [(200, 20, 4), (60, 100, 3), (100, 10, 2), (40, 90, 2)]  # rows, columns, classes: also more columns than rows
 
@@ -84,7 +84,7 @@ def test_a_solved_path_is_the_scikit_learn_estimator_that_it_stands_for():
     for name, make in peers.items():
         ((parameter, values),) = HEADS[name].search.items()
         grid = [{parameter: value} for value in values]
-        for params, head in zip(grid, fit_path(name, grid, X, y * 5), strict=True):
+        for params, head in zip(grid, fit_path(name, grid, Samples(X, y * 5)), strict=True):
             fitted = getattr(head[-1], "estimator_", head[-1])
             assert type(fitted) is type(make(**params))
             assert fitted.get_params()[parameter] == params[parameter]
@@ -97,7 +97,7 @@ def test_a_solved_path_is_the_scikit_learn_estimator_that_it_stands_for():
 def test_the_temperature_of_a_path_is_that_of_the_head_alone():
     X, y = clouds(120, 12, 3)
     X = X.astype(np.float32)
-    for path in fit_path("ridge", [{"alpha": 1.0}, {"alpha": 100.0}], X, y):
+    for path in fit_path("ridge", [{"alpha": 1.0}, {"alpha": 100.0}], Samples(X, y)):
         alone = make_head("ridge", {"alpha": path[-1].estimator_.alpha}).fit(X, y)
         assert path[-1].temperature_ == pytest.approx(alone[-1].temperature_, rel=1e-3)
         np.testing.assert_allclose(path.predict_proba(X), alone.predict_proba(X), atol=3e-4)
@@ -110,7 +110,7 @@ def test_the_temperature_of_a_path_is_that_of_the_head_alone():
 def test_a_path_without_a_solver_is_each_head_alone(name, grid):
     X, y = clouds(90, 8, 3)
     X = X.astype(np.float32)
-    for params, found in zip(grid, fit_path(name, grid, X[:60], y[:60]), strict=True):
+    for params, found in zip(grid, fit_path(name, grid, Samples(X[:60], y[:60])), strict=True):
         alone = make_head(name, params).fit(X[:60], y[:60])
         assert found[-1].get_params() == alone[-1].get_params()
         np.testing.assert_array_equal(class_probabilities(found, X, 3), class_probabilities(alone, X, 3))
@@ -122,7 +122,7 @@ def test_kernel_machines_share_a_kernel(monkeypatch):
     made, real = [], KernelSVC._kernel
     monkeypatch.setattr(KernelSVC, "_kernel", lambda self, rows: made.append(len(rows)) or real(self, rows))
     grid = [{"C": C} for C in (0.3, 3.0, 30.0)]
-    heads = list(fit_path("svm", grid, X[:60], y[:60], temperature=1.0, preview=True))
+    heads = list(fit_path("svm", grid, Samples(X[:60], y[:60]), temperature=1.0, preview=True))
     assert made == [60]
     for params, head in zip(grid, heads, strict=True):
         peer = make_head("svm", params).fit(X[:60], y[:60])
@@ -140,7 +140,7 @@ def test_kernel_machines_share_a_kernel(monkeypatch):
 def test_what_the_solvers_do_not_know_goes_to_scikit_learn(name, params):
     X, y = clouds(60, 5, 3)
     X = X.astype(np.float32)
-    (found,) = fit_path(name, [params], X, y)
+    (found,) = fit_path(name, [params], Samples(X, y))
     alone = make_head(name, params).fit(X, y)
     np.testing.assert_allclose(found.predict_proba(X), alone.predict_proba(X), atol=1e-3)
 

@@ -147,7 +147,7 @@ def test_wrong_requests(tmp_path):
         train_multi_label(store, head="dense")
     for unused in ({"cv": 3}, {"average_views": True}, {"calibration": "isotonic"}, {"exclude": "findings.csv"}):
         (name,) = unused
-        with pytest.raises(UsageError, match=f"--multi-label goes without --{name.replace('_', '-')}; leave one"):
+        with pytest.raises(UsageError, match=f"--multi-label does not support --{name.replace('_', '-')}; leave"):
             train_multi_label(store, **unused)
     with pytest.raises(UsageError, match="the separator ' ' cannot separate labels; give one such as ;"):
         train_multi_label(store, " ")
@@ -169,10 +169,10 @@ def test_the_command(tmp_path):
     result = invoke(*words)
     assert result.exit_code == 0, result.output
     assert "mean average precision" in result.stdout
-    result = invoke(*words, "--abstain", "0.9")
+    result = invoke(*words, "--abstain", "0.9", "--seed", "3", "--cv", "2", "--novelty", "--average-views")
     assert (result.exit_code, result.stderr) == (
         2,
-        "error: --multi-label goes without --abstain; leave one of them out\n",
+        "error: --multi-label does not support --cv, --average-views, --abstain; leave out one or the other\n",
     )
     result = invoke(*words, "--head", "auto")
     assert (result.exit_code, result.stderr) == (

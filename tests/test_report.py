@@ -359,7 +359,7 @@ def test_several_labels_an_image_are_refused_with_the_reason(run, photos, tmp_pa
     train = ["train-head", features, "--out", bundle, "--multi-label", ";"]
     code, _, err = run(*train, "--report", out)
     assert (code, bundle.exists()) == (2, False)
-    assert "--multi-label goes without --report; leave one of them out" in err
+    assert "--multi-label does not support --report; leave out one or the other" in err
     code, _, err = run(*train)
     assert code == 0, err
     code, _, err = run("report", bundle, "--out", out)
@@ -411,7 +411,7 @@ def test_the_commands_of_the_page_say_what_was_asked(made, tmp_path):
     made_so = dataclasses.replace(bundle, provenance={"asked": asked})
     assert train_command(made_so, "b.bundle", ["a.h5", "b.h5"]) == (
         "python scripts/train_head.py a.h5 b.h5 --out b.bundle --head auto --cv 5 --budget 90.0 --average-views --curve"
-        " --seed 3 --calibration none --abstain 0.95 --novelty --exclude 'my findings.csv'"
+        " --seed 3 --exclude 'my findings.csv' --calibration none --abstain 0.95 --novelty"
     )
     given = {**dict.fromkeys(asked), "head": "dense", "params": {"hidden": [256, 128]}, "seed": 0}
     made_so = dataclasses.replace(bundle, provenance={"asked": given})
@@ -421,8 +421,8 @@ def test_the_commands_of_the_page_say_what_was_asked(made, tmp_path):
     older = {"provenance": {"cv": 2, "seed": 1}, "params": {"C": 0.1}, "head_name": "logreg"}
     chosen = dataclasses.replace(bundle, report={"chosen_on": "validation"}, **older)
     assert train_command(chosen, "b", ["a.h5"]).endswith("--head logreg --cv 2 --seed 1")
-    options = vars(Options("pca", heat_maps=3, plots="my plots"))
-    assert report_command(("b", "r.html"), ["a.h5"], options, vars(Options())) == (
+    options = Options("pca", heat_maps=3, plots="my plots")
+    assert report_command(("b", "r.html"), ["a.h5"], options) == (
         "python scripts/report.py b --out r.html --features a.h5 --map pca --heat-maps 3 --plots 'my plots'"
     )
     fixed = dataclasses.replace(bundle, report={"chosen_on": ""}, **older)

@@ -78,8 +78,8 @@ class Bundle:
 
     Examples
     --------
-    >>> bundle = Bundle.load("artifacts/photos.bundle")  # doctest: +SKIP
-    >>> bundle.predict(["new.jpg"])  # doctest: +SKIP
+    >>> bundle = Bundle.load("artifacts/photos.bundle")
+    >>> bundle.predict(["new.jpg"])
     array(['cat'], dtype='<U3')
     """
 

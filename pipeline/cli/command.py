@@ -1,29 +1,30 @@
-"""What all commands share: errors and exit codes, progress, options."""
+"""What all commands share: exit codes, error messages, progress bars, and options made from groups."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
-import re
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin
 
 import click
 
 from pipeline.errors import PipelineError, UsageError
+from pipeline.options import command_line_fields, flag_of, types_of
 from pipeline.wording import count_of
+
+Result = TypeVar("Result")
 
 EXIT_TOO_MANY_BAD = 3
 EXIT_INTERRUPTED = 130
-_LINE_SECONDS = 10.0  # between progress lines where there is no terminal
+_LINE_SECONDS = 10.0  # between progress lines when standard error is not a terminal
 
-_KEPT = "what was done is kept, run the same command again to go on"
-_AFTER_INTERRUPT = {"extract": _KEPT, "finetune": _KEPT}
-_PRINTED = "the rows printed so far are right, the rest is missing"
+_RESUMABLE = ("extract", "finetune")
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
 
 
@@ -34,16 +35,20 @@ def main() -> None:
 
 
 def command(function: Callable[..., int | None]) -> click.Command:
-    """Make a click command that answers errors with one line and the exit code of their kind."""
+    """Make a click command that reports an error in one line and exits with the exit code of its class."""
 
     @functools.wraps(function)
-    def guarded(**options: Any) -> None:
+    def run(**options: Any) -> None:
         debug = options.pop("debug")
-        printing = function.__name__ == "predict" and options["out"] == "-"
-        hint = _PRINTED if printing else _AFTER_INTERRUPT.get(function.__name__, "nothing was written")
-        sys.exit(_guarded(functools.partial(function, **options), debug, hint))
+        if function.__name__ == "predict" and options["out"] == "-":
+            on_interrupt = "the rows printed so far are correct, the rest are missing"
+        elif function.__name__ in _RESUMABLE:
+            on_interrupt = "finished work is kept, run the same command again to continue"
+        else:
+            on_interrupt = "nothing was written"
+        sys.exit(_exit_code(functools.partial(function, **options), debug, on_interrupt))
 
-    made = main.command(context_settings=_CONTEXT)(guarded)
+    made = main.command(context_settings=_CONTEXT)(run)
     made.params += [
         click.Option(["--json", "as_json"], is_flag=True, help="Print one JSON object with counts, rates and paths."),
         click.Option(["--quiet"], is_flag=True, help="No progress and no hints, only the result."),
@@ -52,28 +57,30 @@ def command(function: Callable[..., int | None]) -> click.Command:
     return made
 
 
-def _guarded(run: Callable[[], int | None], debug: bool, hint: str) -> int:
-    with contextlib.suppress(ValueError):  # not in the main thread
+def _exit_code(run: Callable[[], int | None], debug: bool, on_interrupt: str) -> int:
+    """Run a command and return its exit code; an exception becomes a line on standard error."""
+    with contextlib.suppress(ValueError):  # raised outside the main thread
         signal.signal(signal.SIGTERM, _interrupt)
     try:
         return run() or 0
     except KeyboardInterrupt:
-        say(f"interrupted; {hint}")
+        print_stderr(f"interrupted; {on_interrupt}")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; so does the rest
+        # The reader of our output is gone: discard what Python still flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except PipelineError as error:
-        show(error, debug)
+        print_error(error, debug)
         return error.exit_code
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        show(PipelineError(f"{where}{error.strerror or error}"), debug)
+        print_error(PipelineError(f"{where}{error.strerror or error}"), debug)
         return 1
-    except Exception as error:  # noqa: BLE001 - the last resort of a command: a line, not a traceback
-        show(error, debug)
+    except Exception as error:  # noqa: BLE001 - users get one line, whatever went wrong
+        print_error(error, debug)
         if not debug:
-            say("this is a fault of twostage; run again with --debug for the traceback")
+            print_stderr("this is a fault of twostage; run again with --debug for the traceback")
         return 1
 
 
@@ -81,29 +88,28 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def show(error: Exception, debug: bool) -> None:
-    """Say an error on standard error in one line; with a traceback before it when debugging."""
+def print_error(error: Exception, debug: bool) -> None:
+    """Write an error to standard error as one line; with `debug`, after its traceback."""
     if debug:
         traceback.print_exception(error)
     name = "" if isinstance(error, PipelineError) else f"{type(error).__name__}: "
-    say(f"error: {name}{' '.join(str(error).split())}")
+    print_stderr(f"error: {name}{' '.join(str(error).split())}")
 
 
-def say(text: str) -> None:
-    """Write a line on standard error."""
-    # Names that are not UTF-8 must not turn a message into a crash.
+def print_stderr(text: str) -> None:
+    """Write a line to standard error; file names that are not UTF-8 are escaped."""
     click.echo(text.encode("utf-8", "backslashreplace").decode(), err=True)
 
 
-def say_notes(notes: Iterable[str], quiet: bool) -> None:
-    """Write remarks on standard error, unless none are wanted."""
+def print_notes(notes: Iterable[str], quiet: bool) -> None:
+    """Write each note to standard error, unless `quiet`."""
     for note in () if quiet else notes:
-        say(f"note: {note}")
+        print_stderr(f"note: {note}")
 
 
 @contextlib.contextmanager
 def progress_bar(unit: str, quiet: bool = False) -> Iterator[Callable[[int, int], None] | None]:
-    """Give a callback (done, total): a bar on a terminal, a line now and then elsewhere."""
+    """Yield a callback (done, total) that draws a bar on a terminal, and prints a line every 10 s elsewhere."""
     if quiet:
         yield None
         return
@@ -118,13 +124,13 @@ def progress_bar(unit: str, quiet: bool = False) -> Iterator[Callable[[int, int]
         if not bar.disable:
             bar.total = total or None
             if first is None:
-                bar.initial = first = max(done - 1, 0)  # what an earlier run did counts for no rate
+                bar.initial = first = max(done - 1, 0)  # work of an earlier run does not count for the rate
             bar.n = done
             bar.refresh() if done == total else bar.update(0)
         elif time.monotonic() - last > _LINE_SECONDS:
             last = time.monotonic()
             of = f" of {total:,}" if total else ""
-            say(f"{done:,}{of} {unit.strip()}, {last - started:.0f} s")
+            print_stderr(f"{done:,}{of} {unit.strip()}, {last - started:.0f} s")
 
     try:
         yield update
@@ -137,29 +143,58 @@ def print_json(data: dict[str, Any]) -> None:
     click.echo(json.dumps(data, indent=1))
 
 
-def speed_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of `Speed`."""
-    for option in reversed(
-        [
-            click.option("--engine", default="auto", help="What runs the network: auto, keras or openvino."),
-            click.option(
-                "--batch-size", type=click.IntRange(1), help="Images per forward pass.  [default: suits the size]"
-            ),
-            click.option("--workers", type=click.IntRange(1), help="Decoding processes.  [default: one per core]"),
-        ]
-    ):
-        function = option(function)
-    return function
+def group_options(**groups: type) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    """Add an option to a command for each field of some groups, see `pipeline.options`.
+
+    Parameters
+    ----------
+    **groups : type
+        The command gets an instance of each group as the argument of this name.
+    """
+
+    def decorate(function: Callable[..., Result]) -> Callable[..., Result]:
+        fields = {name: command_line_fields(group) for name, group in groups.items()}
+
+        @functools.wraps(function)
+        def with_groups(**values: Any) -> Result:
+            made = {
+                name: group(**{field.name: values.pop(field.name) for field in fields[name]})
+                for name, group in groups.items()
+            }
+            return function(**values, **made)
+
+        decorated: Callable[..., Result] = with_groups
+        for name, group in reversed(groups.items()):
+            types = types_of(group)
+            for field in reversed(fields[name]):
+                decorated = _option_of(field, types[field.name])(decorated)
+        return decorated
+
+    return decorate
 
 
-def read_seconds(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
-    """Read a time such as 90, 60s or 5m."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
-    if not found:
-        raise click.BadParameter(f"{text!r} is no time; give seconds or minutes, such as 60s or 5m")
-    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+def _option_of(field: dataclasses.Field[Any], kind: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make the click option of a field from its type, and from what `pipeline.options.option` was given."""
+    settings = {name: value for name, value in field.metadata.items() if name not in ("flag", "min", "parse")}
+    lowest, parse = field.metadata.get("min"), field.metadata.get("parse")
+    if parse:
+        settings["callback"] = functools.partial(_parsed, parse)
+    elif kind is bool:
+        settings["is_flag"] = True
+    elif get_origin(kind) is tuple:
+        settings["multiple"] = True
+    elif lowest is not None:
+        settings["type"] = click.IntRange(lowest)
+    else:
+        settings["type"] = next((each for each in (int, float) if each in (kind, *get_args(kind))), str)
+    return click.option(flag_of(field), field.name, default=field.default, **settings)
+
+
+def _parsed(parse: Callable[[str], Any], _: click.Context, __: click.Parameter, text: str | None) -> Any:
+    try:
+        return None if text is None else parse(text)
+    except UsageError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 max_bad_option = click.option(
@@ -171,19 +206,17 @@ max_bad_option = click.option(
 
 
 def too_many_bad(bad: int, images: int, max_bad: float) -> int:
-    """Return the exit code: 3, and a line that says why, where more images are bad than is allowed."""
+    """Return exit code 3, after a line that says why, if more images are bad than allowed; else 0."""
     if not images or bad / images <= max_bad:
         return 0
-    say(f"error: {bad:,} of {count_of(images, 'image')} bad, more than --max-bad {max_bad:g} allows; the rest is done")
+    print_stderr(
+        f"error: {bad:,} of {count_of(images, 'image')} could not be used, more than --max-bad {max_bad:g} allows;"
+        " the others were processed"
+    )
     return EXIT_TOO_MANY_BAD
 
 
-def check_ending(out: str | None, ending: str) -> None:
-    """Raise UsageError if a file to write has another ending."""
-    if out is not None and not out.lower().endswith(ending):
-        raise UsageError(f"cannot tell the format of {out!r}; end it in {ending}")
-
-
-def params_text(params: dict[str, Any]) -> str:
-    """Say which parameters a head has: ``" with C=0.1"``."""
-    return " with " + ", ".join(f"{name}={value}" for name, value in params.items()) if params else ""
+def check_suffix(out: str | None, suffix: str) -> None:
+    """Raise UsageError if the name of an output file ends otherwise."""
+    if out is not None and not out.lower().endswith(suffix):
+        raise UsageError(f"cannot tell the format of {out!r}; end it in {suffix}")

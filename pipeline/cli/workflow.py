@@ -1,7 +1,8 @@
-"""The main job: extract, train_head, predict, and finetune."""
+"""The main workflow: extract, train_head, predict, and finetune."""
 
 import functools
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,19 @@ import click
 
 from pipeline.cli.command import (
     command,
+    group_options,
     max_bad_option,
-    params_text,
     print_json,
+    print_notes,
+    print_stderr,
     progress_bar,
-    read_seconds,
-    say,
-    say_notes,
-    speed_options,
     too_many_bad,
 )
 from pipeline.errors import UsageError
+from pipeline.features.options import RecipeOptions, Speed, Storage
+from pipeline.finetuning.options import Tuning
+from pipeline.training.options import Training
+from pipeline.trust.options import Trust
 from pipeline.wording import count_of
 
 
@@ -27,53 +30,30 @@ from pipeline.wording import count_of
 @click.argument("images")
 @click.option("--out", required=True, metavar="FEATURES", help="The feature file, for instance artifacts/photos.h5.")
 @click.option("--backbone", default="mobilenetv2", help="A Keras Applications name, a .keras model or a bundle.")
-@click.option("--weights", default="imagenet", help="imagenet, random, random:SEED or a .h5 file.")
-@click.option("--layer", "layers", multiple=True, metavar="NAME", help="A layer as features; repeatable.")
-@click.option("--pooling", default="avg", help="avg, max or flatten.")
-@click.option("--size", type=int, metavar="PX", help="Side of the input.  [default: the backbone's own]")
-@click.option("--resize", default="squash", help="squash, crop or pad.")
-@click.option(
-    "--precision", default="float32", help="Arithmetic of the network: float32, bfloat16, or float16 on a GPU."
-)
-@click.option(
-    "--views", default="1", help="Versions of each image: flip, or a number of random ones, K or K:SEED (1 is none)."
-)
-@click.option("--dtype", default="float32", help="Stored type: float32 or float16.")
-@speed_options
+@group_options(recipe=RecipeOptions, storage=Storage, speed=Speed)
 @max_bad_option
-@click.option("--overwrite", is_flag=True, help="Replace a file that was made with another recipe.")
 def extract(
     images: str,
     out: str,
-    dtype: str,
-    engine: str,
-    batch_size: int | None,
-    workers: int | None,
+    backbone: str,
+    recipe: RecipeOptions,
+    storage: Storage,
+    speed: Speed,
     max_bad: float,
-    overwrite: bool,
     as_json: bool,
     quiet: bool,
-    **recipe: Any,
 ) -> int:
     """Stage 1: send every image through a convnet once and cache the vectors.
 
     IMAGES is a folder of class folders, a folder with train / validation / test of class folders, a
-    folder of images, or a CSV or Parquet table with columns path[,label][,split][,group]. Run again,
-    it does only what is new or changed.
+    folder of images, or a CSV or Parquet table with columns path[,label][,split][,group]. If run again,
+    it processes only new and changed images.
     """
-    from pipeline.features.extraction import extract as run
-    from pipeline.features.options import Speed
+    from pipeline.features import extraction
 
     with progress_bar(" images", quiet) as progress:
-        store = run(
-            images,
-            out,
-            recipe.pop("backbone"),
-            dtype=dtype,
-            overwrite=overwrite,
-            speed=Speed(engine, batch_size, workers),
-            progress=progress,
-            **recipe,
+        store = extraction.extract(
+            images, out, backbone, recipe=recipe, storage=storage, speed=speed, progress=progress
         )
     with store:
         summary = store.summary
@@ -82,11 +62,12 @@ def extract(
                 {"features": str(store.path), "recipe": str(store.recipe), "shape": store.shape, **vars(summary)}
             )
         else:
-            _print_extraction(store, summary, quiet)
+            _print_extraction(store, quiet)
     return too_many_bad(summary.skipped, summary.images, max_bad)
 
 
-def _print_extraction(store: Any, summary: Any, quiet: bool) -> None:
+def _print_extraction(store: Any, quiet: bool) -> None:
+    summary = store.summary
     click.echo(
         f"{count_of(summary.images, 'image')}: {summary.stored:,} stored ({summary.extracted:,} extracted,"
         f" {summary.reused:,} reused), {summary.skipped:,} skipped, {summary.dropped:,} dropped"
@@ -96,104 +77,98 @@ def _print_extraction(store: Any, summary: Any, quiet: bool) -> None:
     click.echo(f"{store.path}: {shape} {store.dtype} in {summary.seconds:.1f} s{rate}")
     if quiet:
         return
-    say(f"recipe: {store.recipe}")
+    print_stderr(f"recipe: {store.recipe}")
     for path, reason in list(store.skipped.items())[:5]:
-        say(f"skipped {path!r}: {reason}")
+        print_stderr(f"skipped {path!r}: {reason}")
     if summary.skipped > 5:
-        say(f"skipped {summary.skipped - 5:,} more; all are listed in the file under skipped/")
+        print_stderr(f"skipped {summary.skipped - 5:,} more; the file lists all of them under skipped/")
     for kind, count in summary.left_out.items():
-        say(f"left out: {count:,} x {kind}")
+        print_stderr(f"left out: {count:,} x {kind}")
 
 
 @command
 @click.argument("features", nargs=-1, required=True)
 @click.option("--out", required=True, metavar="BUNDLE", help="The bundle, for instance artifacts/photos.bundle.")
-@click.option("--head", default="logreg", help="A name below, or the import path of a scikit-learn classifier.")
+@click.option("--head", default="logreg", help="A head named above, or the import path of a scikit-learn classifier.")
 @click.option("--param", "params", multiple=True, metavar="NAME=VALUE", help="A parameter of the head; repeatable.")
-@click.option("--cv", type=int, metavar="K", help="Choose by K-fold cross-validation in the training split.")
-@click.option(
-    "--budget",
-    callback=read_seconds,
-    metavar="TIME",
-    help="For --head auto: how long to race, 60s or 5m.  [default: 60s]",
-)
-@click.option("--average-views", is_flag=True, help="Predict from the mean over the views of an image.")
-@click.option("--curve", is_flag=True, help="Also measure accuracy against training images, and extrapolate.")
-@click.option("--seed", default=0, help="Of drawn splits, folds and the head.")
-@click.option("--calibration", default="auto", help="Of the probabilities: auto, none, temperature or isotonic.")
-@click.option("--abstain", type=float, metavar="ACCURACY", help="Accuracy that answers shall have; others abstain.")
-@click.option("--multi-label", metavar="SEPARATOR", help="Labels such as cat;dog are several of an image.")
-@click.option("--novelty", is_flag=True, help="Flag images unlike anything in training when predicting.")
-@click.option("--exclude", metavar="FINDINGS.csv", help="Leave out what the audit's table says; see audit.")
+@group_options(training=Training, trust=Trust)
+@click.option("--multi-label", metavar="SEPARATOR", help="Several labels per image, such as cat;dog, joined by this.")
 @click.option("--report", "page", metavar="FILE.html", help="Write the report too; see report.")
 def train_head(
     features: tuple[str, ...],
     out: str,
     head: str,
     params: tuple[str, ...],
+    training: Training,
+    trust: Trust,
     multi_label: str | None,
     page: str | None,
     as_json: bool,
     quiet: bool,
-    **options: Any,
 ) -> None:
     """Stage 2: train a classifier on cached vectors.
 
-    Fits on the training split, chooses on validation, reports on test; a file without splits gets a
-    stable hold-out. Several FEATURES files of the same images are joined by image.
+    Fits on the training split, selects on the validation split, and reports on the test split; a file
+    without splits gets a reproducible hold-out. Several FEATURES files of the same images are joined by
+    image.
 
     \b
-    Heads: auto (races many), logreg, ridge, linear-svm, svm, knn, lda, random-forest,
+    Heads: auto (tries many), logreg, ridge, linear-svm, svm, knn, lda, random-forest,
     hist-gradient-boosting, nearest-centroid, dummy, dense
-    """  # noqa: D301 - click's mark for lines that stay as they are
+    """  # noqa: D301 - \b keeps click from wrapping the lines after it
     from pipeline.heads.classifiers import parse_params
     from pipeline.training.multi_label import train_multi_label
-    from pipeline.training.runs import RUNS_FILE, append_record, record_of
-    from pipeline.training.single_label import train_head as run
-    from pipeline.trust.options import Trust
+    from pipeline.training.single_label import train_head as train_single_label
 
-    options["params"] = parse_params(params)
+    train = train_single_label
+    if multi_label is not None:
+        if page:
+            raise UsageError("--multi-label does not support --report; leave out one or the other")
+        train = functools.partial(train_multi_label, separator=multi_label)
     if page:
         from pipeline.insight.report import check_target, write_report
 
-        check_target(page)  # before the work, not after it
+        check_target(page)  # before the training, not after it
     with progress_bar(" fits", quiet) as progress:
-        if multi_label is None:
-            trust = Trust(**{name: options.pop(name) for name in ("calibration", "abstain", "novelty")})
-            bundle, report = run(list(features), head, trust=trust, progress=progress, **options)
-        else:
-            bundle, report = train_multi_label(
-                list(features), multi_label, head, progress=progress, **_multi_label_options(**options, report=page)
-            )
+        bundle, report = train(
+            list(features), head=head, params=parse_params(params), training=training, trust=trust, progress=progress
+        )
     path = bundle.save(out)
-    append_record(path.parent / RUNS_FILE, record_of(report, path))
+    _add_to_runs(report, path)
     if page:
         with progress_bar(" images", quiet) as progress:
             write_report(path, page, features=features, progress=progress)
+    lines = [f"{page}: open it in a browser"] if page else []
+    _print_training(report, {"bundle": str(path)}, lines, as_json=as_json, quiet=quiet)
+
+
+def _add_to_runs(report: Any, bundle: Path) -> None:
+    """Add a training to the runs.jsonl beside its bundle."""
+    from pipeline.training.runs import RUNS_FILE, append_record, record_of
+
+    append_record(bundle.parent / RUNS_FILE, record_of(report, bundle))
+
+
+def _print_training(report: Any, files: dict[str, str], lines: list[str], *, as_json: bool, quiet: bool) -> None:
+    """Print the report of a training with the files that it wrote, as JSON; or as a table, then some more lines."""
     if as_json:
-        print_json({"bundle": str(path), "accuracy": report.accuracy, **report.to_dict()})
+        print_json({**files, "accuracy": report.accuracy, **report.to_dict()})
         return
     click.echo(report.table())
-    click.echo(f"\n{path}: {report.head}{params_text(report.params)}, scored on {report.scored_on}")
-    if page:
-        click.echo(f"{page}: open it in a browser")
-    say_notes(report.notes, quiet)
-
-
-def _multi_label_options(params: dict[str, Any], seed: int, novelty: bool, **others: Any) -> dict[str, Any]:
-    if unusable := [name for name, value in others.items() if value not in (None, False, "auto")]:
-        option = unusable[0].replace("_", "-")
-        raise UsageError(f"--multi-label goes without --{option}; leave one of them out")
-    return {"params": params, "seed": seed, "novelty": novelty}
+    params = " with " + ", ".join(f"{name}={value}" for name, value in report.params.items()) if report.params else ""
+    click.echo(f"\n{files['bundle']}: {report.head}{params}, scored on {report.scored_on}")
+    for line in lines:
+        click.echo(line)
+    print_notes(report.notes, quiet)
 
 
 @command
 @click.argument("bundle")
 @click.argument("images", nargs=-1, required=True)
 @click.option("--out", default="-", help="FILE.csv, FILE.jsonl, FILE.parquet, or - for CSV on standard output.")
-@click.option("--top-k", type=click.IntRange(1), default=1, help="How many classes to name for each image.")
-@click.option("--explain", metavar="FOLDER", help="Write a heat map of each image: what spoke for its class.")
-@speed_options
+@click.option("--top-k", type=click.IntRange(1), default=1, help="Number of classes to list for each image.")
+@click.option("--explain", metavar="FOLDER", help="Write a heat map of each image: the regions that favour its class.")
+@group_options(speed=Speed)
 @max_bad_option
 def predict(
     bundle: str,
@@ -201,9 +176,7 @@ def predict(
     out: str,
     top_k: int,
     explain: str | None,
-    engine: str,
-    batch_size: int | None,
-    workers: int | None,
+    speed: Speed,
     max_bad: float,
     as_json: bool,
     quiet: bool,
@@ -211,64 +184,77 @@ def predict(
     """Predict the class of images with a bundle: one row per image, in input order.
 
     IMAGES are files, folders, a CSV or Parquet table with a path column, - for paths on standard
-    input, or the feature files of the bundle's recipes. An image that cannot be read has the reason in its row.
+    input, or the feature files of the bundle's recipes. The row of an image that cannot be read holds
+    the reason.
     """
     from pipeline.bundles.bundle import Bundle
-    from pipeline.features.options import Speed
-    from pipeline.prediction import ANSWERED, list_images, write_predictions
-    from pipeline.prediction import predict as run
+    from pipeline.prediction import list_images, write_predictions
+    from pipeline.prediction import predict as predict_images
 
     if as_json and out == "-":
-        raise UsageError("--json and --out - both want standard output; name a file with --out")
+        raise UsageError("--json and --out - both write to standard output; name a file with --out")
     if any(Path(out).exists() and Path(each).exists() and Path(out).samefile(each) for each in (bundle, *images)):
         raise UsageError(f"--out {out} is one of the inputs; name another file")
     started = time.monotonic()
     loaded = Bundle.load(bundle)
     source = _feature_files(images) or list_images(images)
-    lost: list[str] = []
+    without_map: list[str] = []
     with progress_bar(" images", quiet) as progress:
-        speed = Speed(engine, batch_size, workers)
-        rows = run(loaded, source, top_k=top_k, speed=speed, progress=progress)
+        rows = predict_images(loaded, source, top_k=top_k, speed=speed, progress=progress)
         if explain:
             from pipeline.insight.explain import explained
 
             stores = source if isinstance(source, list) else []
-            rows = explained(loaded, rows, explain, stores=stores, lost=lost, speed=speed)
+            rows = explained(loaded, rows, explain, stores=stores, lost=without_map, speed=speed)
         counts = write_predictions(rows, out, top_k, novelty=loaded.safeguards.novelty is not None)
-    total, good = counts.total(), sum(counts[status] for status in ANSWERED)
-    seconds = time.monotonic() - started
-    summary = {
-        "bundle": bundle,
-        "out": out,
-        "images": total,
-        "predicted": good,
-        "bad": total - good,
-        "answers": {status: counts[status] for status in ANSWERED if counts[status]},
-        "reasons": {reason: count for reason, count in sorted(counts.items()) if reason not in ANSWERED},
-        "seconds": round(seconds, 3),
-        "images_per_second": round(total / seconds, 1),
-    }
+    summary = _summary_of(counts, time.monotonic() - started)
     if as_json:
-        print_json(summary)
-    elif not quiet or out != "-":
-        doubts = [f"{counts[status]:,} {status}" for status in ANSWERED[1:] if counts[status]]
-        among = f" (of these {', '.join(doubts)})" if doubts else ""
-        text = f"{count_of(total, 'image')}: {good:,} predicted{among}, {total - good:,} bad, in {seconds:.1f} s"
-        click.echo(text if out == "-" else f"{out}: {text}", err=out == "-")
-    if lost and not quiet:
+        print_json({"bundle": bundle, "out": out, **summary})
+    elif out != "-":
+        click.echo(f"{out}: {_text_of(summary)}")
+    elif not quiet:
+        print_stderr(_text_of(summary))
+    if without_map and not quiet:
         from pipeline.insight.pictures import lost_note
 
-        where = source[0].index.root if isinstance(source, list) else "their places"
-        say(f"note: no heat maps: {lost_note(len(lost), good, where)}")
-    return too_many_bad(total - good, total, max_bad)
+        root = source[0].index.root if isinstance(source, list) else "their folders"
+        print_stderr(f"note: no heat maps: {lost_note(len(without_map), summary['predicted'], root)}")
+    return too_many_bad(summary["bad"], summary["images"], max_bad)
+
+
+def _summary_of(counts: Counter[str], seconds: float) -> dict[str, Any]:
+    """Return how many predictions have which status, as plain data."""
+    from pipeline.prediction import ANSWERED
+
+    answers = {status: counts[status] for status in ANSWERED if counts[status]}
+    images, predicted = counts.total(), sum(answers.values())
+    return {
+        "images": images,
+        "predicted": predicted,
+        "bad": images - predicted,
+        "answers": answers,
+        "reasons": {status: count for status, count in sorted(counts.items()) if status not in ANSWERED},
+        "seconds": round(seconds, 3),
+        "images_per_second": round(images / seconds, 1),
+    }
+
+
+def _text_of(summary: dict[str, Any]) -> str:
+    doubtful = [f"{count:,} {status}" for status, count in summary["answers"].items() if status != "ok"]
+    of_these = f" (of these {', '.join(doubtful)})" if doubtful else ""
+    return (
+        f"{count_of(summary['images'], 'image')}: {summary['predicted']:,} predicted{of_these},"
+        f" {summary['bad']:,} bad, in {summary['seconds']:.1f} s"
+    )
 
 
 def _feature_files(images: tuple[str, ...]) -> Any:
+    """Open the inputs if they are feature files; return None if they are images."""
     files = [image for image in images if image.endswith((".h5", ".hdf5"))]
     if not files:
         return None
     if len(files) < len(images):
-        raise UsageError(f"{files[0]} is a feature file among images; predict from the one or the other")
+        raise UsageError(f"{files[0]} is a feature file among images; give feature files or images, not both")
     from pipeline.features.store import FeatureStore
 
     return [FeatureStore(image) for image in images]
@@ -278,51 +264,38 @@ def _feature_files(images: tuple[str, ...]) -> Any:
 @click.argument("bundle")
 @click.option("--out", required=True, metavar="BUNDLE", help="The tuned bundle, for instance artifacts/tuned.bundle.")
 @click.option(
-    "--features", multiple=True, metavar="FEATURES", help="What it was trained on.  [default: as at the training]"
+    "--features", multiple=True, metavar="FEATURES", help="The bundle's training data.  [default: as recorded in it]"
 )
-@click.option("--after", metavar="LAYER", help="Tune what follows this layer.  [default: the last fifth to third]")
-@click.option("--epochs", default=20, help="At most; the best one on validation is kept.")
-@click.option("--learning-rate", default=3e-4, help="Of Adam.")
-@click.option("--views", default="1", help="Augmented versions of each image to learn from; see extract.")
-@click.option("--seed", default=0, help="Of the order of images and of dropout.")
-@speed_options
+@group_options(tuning=Tuning, speed=Speed)
 @click.option("--overwrite", is_flag=True, help="Replace the files of an earlier tuning.")
 def finetune(
     bundle: str,
     out: str,
     features: tuple[str, ...],
-    engine: str,
-    batch_size: int | None,
-    workers: int | None,
+    tuning: Tuning,
+    speed: Speed,
     overwrite: bool,
     as_json: bool,
     quiet: bool,
-    **tuning: Any,
 ) -> None:
-    """Train the last blocks of a bundle's network too, at a low rate, and a new head on what it then sees.
+    """Train the last blocks of a bundle's network at a low learning rate, then a new head on its vectors.
 
-    The optional last step. Writes the new bundle, and beside it the tuned weights and the feature file made with them.
+    The optional last step. Writes the new bundle and, next to it, the tuned weights and the feature file made with
+    them.
     """
-    from pipeline.features.options import Speed
-    from pipeline.finetuning.tuning import Places, Tuning, fine_tune
-    from pipeline.training.runs import RUNS_FILE, append_record, record_of
+    from pipeline.finetuning.tuning import Places, fine_tune
 
     _, report = fine_tune(
         bundle,
         out,
         features=features,
-        tuning=Tuning(**tuning),
+        tuning=tuning,
         overwrite=overwrite,
-        speed=Speed(engine, batch_size, workers),
+        speed=speed,
         phases=functools.partial(progress_bar, quiet=quiet),
     )
     places = Places.of(out)
-    append_record(places.bundle.parent / RUNS_FILE, record_of(report, places.bundle))
     files = {"bundle": out, "features": str(places.features), "weights": str(places.weights)}
-    if as_json:
-        print_json({**files, "accuracy": report.accuracy, **report.to_dict()})
-        return
-    click.echo(report.table())
-    click.echo(f"\n{out}: {report.head}{params_text(report.params)}, scored on {report.scored_on}")
-    click.echo(f"{files['features']}, {files['weights']}: its vectors and weights")
-    say_notes(report.notes, quiet)
+    _add_to_runs(report, places.bundle)
+    lines = [f"{places.features}, {places.weights}: its vectors and weights"]
+    _print_training(report, files, lines, as_json=as_json, quiet=quiet)

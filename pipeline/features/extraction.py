@@ -105,7 +105,9 @@ def extract(
 
     Examples
     --------
-    >>> store = extract("photos/", out="artifacts/photos.h5", backbone="mobilenetv2")  # doctest: +SKIP
+    >>> store = extract("photos/", out="artifacts/photos.h5", backbone="mobilenetv2")
+    >>> store.summary.images, store.classes
+    (24, ('cat', 'dog'))
     """
     manifest = images if isinstance(images, Manifest) else Manifest.read(images)
     made = Recipe.create(backbone, recipe)

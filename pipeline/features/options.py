@@ -35,16 +35,18 @@ class RecipeOptions:
 
     weights: str | os.PathLike[str] = option(default="imagenet", help="imagenet, random, random:SEED or a .h5 file.")
     layers: tuple[str, ...] = option(
-        default=(), flag="--layer", metavar="NAME", help="A layer as features; repeatable."
+        default=(), flag="--layer", metavar="NAME", help="A layer whose output is used as features; repeatable."
     )
     pooling: str = option(default="avg", help="avg, max or flatten.")
-    size: int | None = option(default=None, metavar="PX", help="Side of the input.  [default: the backbone's own]")
+    size: int | None = option(
+        default=None, metavar="PX", help="Side of the input in pixels.  [default: the backbone's own]"
+    )
     resize: str = option(default="squash", help="squash, crop or pad.")
     precision: str = option(
         default="float32", help="Arithmetic of the network: float32, bfloat16, or float16 on a GPU."
     )
     views: str = option(
-        default="1", help="Versions of each image: flip, or a number of random ones, K or K:SEED (1 is none)."
+        default="1", help="Augmented versions of each image: flip, or K or K:SEED for K random ones (1 is none)."
     )
 
 
@@ -82,8 +84,10 @@ class Speed:
         Decoding processes; None for one per processor core.
     """
 
-    engine: str = option(default="auto", help="What runs the network: auto, keras or openvino.")
-    batch_size: int | None = option(default=None, min=1, help="Images per forward pass.  [default: suits the size]")
+    engine: str = option(default="auto", help="Library that runs the network: auto, keras or openvino.")
+    batch_size: int | None = option(
+        default=None, min=1, help="Images per forward pass.  [default: depends on the size]"
+    )
     workers: int | None = option(default=None, min=1, help="Decoding processes.  [default: one per core]")
 
     def threads(self) -> int:

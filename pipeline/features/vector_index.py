@@ -40,9 +40,10 @@ class VectorIndex:
 
     Examples
     --------
-    >>> store = FeatureStore("artifacts/photos.h5")  # doctest: +SKIP
-    >>> VectorIndex.of(store).nearest(store.rows(16, 17)[0], k=2)  # doctest: +SKIP
-    (array([16, 3]), array([1.  , 0.91], dtype=float32))
+    >>> store = FeatureStore("artifacts/photos.h5")
+    >>> rows, cosines = VectorIndex.of(store).nearest(store.rows(16, 17)[0], k=2)
+    >>> rows.tolist(), cosines.round(3).tolist()
+    ([16, 17], [1.0, 1.0])
     """
 
     def __init__(self, store: FeatureStore, index: Any) -> None:

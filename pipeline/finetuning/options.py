@@ -1,12 +1,10 @@
-"""`Tuning`: the options of fine-tuning."""
-
-from dataclasses import dataclass
+"""`Tuning`: options of fine-tuning. Importing this module is light."""
 
 from pipeline.errors import UsageError
-from pipeline.images.views import ONE, parse_views
+from pipeline.options import option, options
 
 
-@dataclass(frozen=True)
+@options
 class Tuning:
     """Options of fine-tuning.
 
@@ -27,18 +25,29 @@ class Tuning:
         Augmented versions of each training image, as for an extraction.
     seed : int
         Of the order of the images and of dropout.
+
+    Examples
+    --------
+    >>> Tuning(epochs=0).check()
+    Traceback (most recent call last):
+        ...
+    pipeline.errors.UsageError: epochs 0 is too few; give 1 or more
     """
 
-    after: str | None = None
-    epochs: int = 20
-    patience: int = 3
-    learning_rate: float = 3e-4
-    batch_size: int = 32
-    views: str = ONE
-    seed: int = 0
+    after: str | None = option(
+        default=None, metavar="LAYER", help="Tune the layers after this one.  [default: the last fifth to third]"
+    )
+    epochs: int = option(default=20, help="At most; the best one on the validation split is kept.")
+    patience: int = option(default=3, in_python=True, help="Epochs without improvement before training stops.")
+    learning_rate: float = option(default=3e-4, help="Learning rate of Adam.")
+    batch_size: int = option(default=32, in_python=True, help="Feature maps per step.")
+    views: str = option(default="1", help="Augmented versions of each training image; see extract.")
+    seed: int = option(default=0, help="Seed of the order of images and of dropout.")
 
     def check(self) -> None:
         """Raise UsageError if a value is out of range."""
+        from pipeline.images.views import parse_views
+
         for name in ("epochs", "patience", "batch_size"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} {getattr(self, name)} is too few; give 1 or more")

@@ -1,5 +1,6 @@
 """`KerasHead`: a small Keras network on vectors, as a scikit-learn classifier."""
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
@@ -229,6 +230,13 @@ class KerasHead(ClassifierMixin, BaseEstimator):
         if not fspath(path).endswith(".weights.h5"):
             raise UsageError(f"cannot save weights as {fspath(path)!r}; expected a name ending in .weights.h5")
         Path(path).write_bytes(weights_file(self.keras_model()))
+
+    def tempered(self, temperature: float) -> "KerasHead":
+        """Return a copy whose logits are divided by a temperature."""
+        head = copy.copy(self)
+        last = [np.asarray(array / np.float32(temperature), np.float32) for array in self.weights_[-2:]]
+        head.weights_ = [*self.weights_[:-2], *last]
+        return head
 
     def describe(self) -> dict[str, Any]:
         """Describe the fitted head as plain data, from which `restore` rebuilds it.

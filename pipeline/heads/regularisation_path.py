@@ -1,7 +1,7 @@
 """Fit one head with each of several parameters: work that they share is done once."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +12,27 @@ from pipeline.heads.path_solvers import PathSolver
 Params = Mapping[str, Any]
 
 
+class Samples(NamedTuple):
+    """What a head is fitted on.
+
+    Parameters
+    ----------
+    X : ndarray of float32, shape (n, d)
+    y : ndarray of int, shape (n,)
+    units : ndarray of int, shape (n,), or None
+        Rows with the same value stay in one fold where a head needs folds for its temperature.
+    """
+
+    X: NDArray[np.float32]
+    y: NDArray[np.int64]
+    units: NDArray[np.int64] | None = None
+
+
 def fit_path(
     name: str,
     grid: Sequence[Params],
-    X: NDArray[np.float32],
-    y: NDArray[np.int64],
+    samples: Samples,
     *,
-    units: NDArray[np.int64] | None = None,
     seed: int = 0,
     temperature: float | None = None,
     preview: bool = False,
@@ -31,10 +45,7 @@ def fit_path(
         See `make_head`.
     grid : sequence of mapping
         Parameters of each fit.
-    X : ndarray of float32, shape (n, d)
-    y : ndarray of int, shape (n,)
-    units : ndarray of int, shape (n,), optional
-        Rows with the same value stay in one fold where a head needs folds for its temperature.
+    samples : Samples
     seed : int
     temperature : float or None
         Of heads that only have decision values; None to choose it from out-of-fold decisions.
@@ -49,11 +60,12 @@ def fit_path(
     Examples
     --------
     >>> X, y = np.array([[0.0], [1.0], [8.0], [9.0]], np.float32), np.array([0, 0, 1, 1])
-    >>> [head.score(X, y) for head in fit_path("ridge", [{"alpha": 1.0}, {"alpha": 10.0}], X, y)]
+    >>> [head.score(X, y) for head in fit_path("ridge", [{"alpha": 1.0}, {"alpha": 10.0}], Samples(X, y))]
     [1.0, 1.0]
     """
     from pipeline.heads.softmax_head import SoftmaxHead, choose_temperatures
 
+    X, y, units = samples
     heads = [make_head(name, params, seed) for params in grid]
     wrapped = isinstance(heads[0][-1], SoftmaxHead)
     bases = [head[-1].estimator if wrapped else head[-1] for head in heads]

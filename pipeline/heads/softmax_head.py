@@ -1,5 +1,6 @@
 """`SoftmaxHead`: probabilities for classifiers that only have decision values."""
 
+import copy
 import itertools
 import warnings
 from collections.abc import Callable, Iterable
@@ -120,6 +121,12 @@ class SoftmaxHead(ClassifierMixin, BaseEstimator):
         """
         columns = _logits(self.decision_function(X)).argmax(axis=1)
         return np.asarray(self.classes_[columns])
+
+    def tempered(self, temperature: float) -> "SoftmaxHead":
+        """Return a copy whose logits are divided by a further temperature."""
+        head = copy.copy(self)
+        head.temperature_ = float(self.temperature_ * temperature)
+        return head
 
     @classmethod
     def of(cls, fitted: Any, temperature: float) -> "SoftmaxHead":

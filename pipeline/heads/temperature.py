@@ -70,15 +70,9 @@ def temper(head: Any, temperature: float) -> Any:
     """
     from sklearn.pipeline import Pipeline
 
-    from pipeline.heads.keras_head import KerasHead
-    from pipeline.heads.softmax_head import SoftmaxHead
-
     classifier = copy.copy(head[-1])
-    if isinstance(classifier, SoftmaxHead):
-        classifier.temperature_ = float(classifier.temperature_ * temperature)
-    elif isinstance(classifier, KerasHead):
-        last = [np.asarray(array / np.float32(temperature), np.float32) for array in classifier.weights_[-2:]]
-        classifier.weights_ = [*classifier.weights_[:-2], *last]
+    if hasattr(classifier, "tempered"):  # the heads of this package know how
+        classifier = classifier.tempered(temperature)
     elif is_softmax(classifier):
         classifier.coef_ = classifier.coef_ / temperature
         classifier.intercept_ = classifier.intercept_ / temperature

@@ -52,8 +52,8 @@ class Explainer:
 
     Examples
     --------
-    >>> Explainer(Bundle.load("artifacts/photos.bundle")).map("new.jpg", 0).shape  # doctest: +SKIP
-    (7, 7)
+    >>> Explainer(Bundle.load("artifacts/photos.bundle")).map("new.jpg", 0).shape
+    (8, 8)
     """
 
     def __init__(self, bundle: Bundle, speed: Speed = Speed()) -> None:

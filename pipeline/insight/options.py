@@ -1,10 +1,11 @@
-"""`Options`: what goes into a report."""
+"""`Options` of a report. Importing this module is light."""
 
 import os
-from dataclasses import dataclass
+
+from pipeline.options import option, options
 
 
-@dataclass(frozen=True)
+@options
 class Options:
     """What goes into a report.
 
@@ -20,7 +21,9 @@ class Options:
         Folder that gets every plot as PNG and SVG.
     """
 
-    projection: str = "tsne"
-    heat_maps: int = 12
-    seed: int = 0
-    plots: str | os.PathLike[str] | None = None
+    projection: str = option(default="tsne", flag="--map", help="Method of the map: tsne, pca or umap (if installed).")
+    heat_maps: int = option(default=12, min=0, help="Number of mistakes that get a heat map.")
+    seed: int = option(default=0, help="Seed of the map and of the audit's folds.")
+    plots: str | os.PathLike[str] | None = option(
+        default=None, metavar="FOLDER", help="Write every plot as PNG and SVG too."
+    )

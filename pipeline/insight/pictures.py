@@ -75,8 +75,8 @@ def look_at(
 
     Examples
     --------
-    >>> look_at(FeatureStore("artifacts/photos.h5")).column("width")  # doctest: +SKIP
-    array([400., 400., 533.])
+    >>> look_at(FeatureStore("artifacts/photos.h5")).column("width")[:3]
+    array([12., 12., 12.])
     """
     wanted = None if wanted is None else set(wanted)
     measures = np.full((len(store), len(MEASURES)), np.nan)

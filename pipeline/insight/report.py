@@ -15,6 +15,7 @@ from pipeline.insight.commands import commands_of, report_command
 from pipeline.insight.options import Options
 from pipeline.insight.page import Page, Subject
 from pipeline.insight.render import render
+from pipeline.options import accepts_fields
 
 __all__ = ["Options", "Written", "check_target", "write_report"]
 
@@ -43,6 +44,7 @@ class Written:
     seconds: float
 
 
+@accepts_fields
 def write_report(
     bundle: Bundle | str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -80,8 +82,8 @@ def write_report(
 
     Examples
     --------
-    >>> write_report("artifacts/photos.bundle", "artifacts/report.html").notes  # doctest: +SKIP
-    []
+    >>> write_report("artifacts/photos.bundle", "artifacts/report.html").path
+    PosixPath('artifacts/report.html')
     """
     started = time.monotonic()
     target = check_target(out)
@@ -97,7 +99,7 @@ def write_report(
         for store in answers.stores:
             opened.enter_context(store)
         commands = commands_of(answers.stores, loaded, name or "BUNDLE")
-        commands.append(report_command((name or "BUNDLE", out), features, vars(options), vars(Options())))
+        commands.append(report_command((name or "BUNDLE", out), features, options))
         page = Page.of(Subject(Path(name).name or "bundle", loaded, answers, options), commands, progress)
     html = render(page)
     try:

@@ -97,7 +97,8 @@ def compare(
 
     Examples
     --------
-    >>> compare(["artifacts/small.h5", "artifacts/large.h5"])  # doctest: +SKIP
+    >>> [contender.name for contender in compare(["artifacts/small.h5", "artifacts/large.h5"])]
+    ['small', 'large', 'small + large']
     """
     if join not in JOINS:
         raise UsageError(f"join {join!r} is unknown; expected one of {', '.join(JOINS)}")

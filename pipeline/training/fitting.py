@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.heads.classifiers import Calibrate, class_probabilities, find_head, make_head
 from pipeline.heads.folds import Folds, make_folds
 from pipeline.heads.multilabel import one_vs_rest
-from pipeline.heads.regularisation_path import fit_path
+from pipeline.heads.regularisation_path import Samples, fit_path
 from pipeline.training.training_data import TrainingData
 
 Rows = NDArray[np.int64]
@@ -60,7 +60,8 @@ class Fitter:
         temperature, preview
             See `fit_path`.
         """
-        X, y, units = self._samples(rows)
+        samples = self._samples(rows)
+        X, y, _ = samples
         if y.ndim > 1:
             for params in grid:
                 yield one_vs_rest(make_head(head_name, params, self.seed)).fit(X, y)
@@ -76,8 +77,7 @@ class Fitter:
                 head[-1].fit(Z, y, validation_data=judged)
                 yield head
             return
-        how: dict[str, Any] = {"units": units, "seed": self.seed, "temperature": temperature, "preview": preview}
-        yield from fit_path(head_name, grid, X, y, **how)
+        yield from fit_path(head_name, grid, samples, seed=self.seed, temperature=temperature, preview=preview)
 
     def probabilities(self, head: Any, rows: Rows, calibrate: Calibrate | None = None) -> NDArray[np.float64]:
         """Return the probabilities of some rows, float64 (len(rows), number of classes)."""
@@ -89,10 +89,10 @@ class Fitter:
         folds = make_folds(self.data.y[rows], k, self.seed, self.data.units[rows])
         return [(rows[inner], rows[outer]) for inner, outer in folds]
 
-    def _samples(self, rows: Rows) -> tuple[NDArray[np.float32], Rows, Rows | None]:
+    def _samples(self, rows: Rows) -> Samples:
         """Return the views of some rows as samples: vectors, labels, and units unless each sample is one of its own."""
         views = self.data.X.shape[1]
         X = self.data.X[rows].reshape(len(rows) * views, -1)
         units = np.repeat(self.data.units[rows], views)
         shared = len(np.unique(units)) < len(units)
-        return X, np.repeat(self.data.y[rows], views, axis=0), units if shared else None
+        return Samples(X, np.repeat(self.data.y[rows], views, axis=0), units if shared else None)

@@ -15,7 +15,7 @@ from pipeline.heads.multilabel import MultiLabel, label_matrix, one_vs_rest
 from pipeline.heads.sklearn_errors import sklearn_errors
 from pipeline.metrics.label_sets import average_precisions, evaluate_labels, mean_average_precision
 from pipeline.metrics.losses import label_log_losses
-from pipeline.options import accepts_fields
+from pipeline.options import accepts_fields, flag_of
 from pipeline.parallel import one_blas_thread
 from pipeline.training.candidates import Choice, Progress, parameter_grid
 from pipeline.training.fitting import Fitter
@@ -69,7 +69,9 @@ def train_multi_label(
 
     Examples
     --------
-    >>> bundle, report = train_multi_label("artifacts/photos.h5", ";")  # doctest: +SKIP
+    >>> bundle, report = train_multi_label("artifacts/tagged.h5", ";")
+    >>> bundle.classes
+    ('beach', 'sunset')
     """
     params, how = dict(params or {}), MultiLabel(separator)
     _check_options(head, params, training, trust)
@@ -108,11 +110,14 @@ def _check_options(head_name: str, params: Mapping[str, Any], training: Training
     if head_name == AUTO:
         raise UsageError("head 'auto' does not support several labels per image; name one head, such as logreg")
     training.check()
-    for group, names in ((training, {"seed"}), (trust, {"novelty"})):
-        for each in fields(group):
-            if each.name not in names and getattr(group, each.name) != each.default:
-                option = each.name.replace("_", "-")
-                raise UsageError(f"--multi-label goes without --{option}; leave one of them out")
+    unsupported = [
+        flag_of(field)
+        for group in (training, trust)
+        for field in fields(group)
+        if field.name not in ("seed", "novelty") and getattr(group, field.name) != field.default
+    ]
+    if unsupported:
+        raise UsageError(f"--multi-label does not support {', '.join(unsupported)}; leave out one or the other")
     one_vs_rest(make_head(head_name, params, training.seed))  # last, because it imports scikit-learn
 
 

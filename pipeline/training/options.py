@@ -1,9 +1,22 @@
 """`Training`: how a head is chosen and scored. Importing this module is light."""
 
 import os
+import re
 
 from pipeline.errors import UsageError
 from pipeline.options import option, options
+
+
+def read_seconds(text: str) -> float:
+    """Return a duration such as 90, 60s or 5m in seconds.
+
+    >>> read_seconds("5m")
+    300.0
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
+    if not found:
+        raise UsageError(f"{text!r} is not a duration; give seconds or minutes, such as 60s or 5m")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 @options
@@ -34,15 +47,18 @@ class Training:
     pipeline.errors.UsageError: cv 1 is too few folds; give 2 or more
     """
 
-    cv: int | None = option(default=None, help="Choose by K-fold cross-validation in the training split.", metavar="K")
+    cv: int | None = option(default=None, help="Select by K-fold cross-validation on the training split.", metavar="K")
     budget: float | None = option(
-        default=None, help="For --head auto: how long to race, 60s or 5m.  [default: 60s]", metavar="TIME"
+        default=None,
+        help="Time limit of --head auto, such as 60s or 5m.  [default: 60s]",
+        metavar="TIME",
+        parse=read_seconds,
     )
     average_views: bool = option(default=False, help="Predict from the mean over the views of an image.")
-    curve: bool = option(default=False, help="Also measure accuracy against training images, and extrapolate.")
-    seed: int = option(default=0, help="Of drawn splits, folds and the head.")
+    curve: bool = option(default=False, help="Also measure the learning curve, and extrapolate it.")
+    seed: int = option(default=0, help="Seed of drawn splits, folds and the head.")
     exclude: str | os.PathLike[str] | None = option(
-        default=None, help="Leave out what the audit's table says; see audit.", metavar="FINDINGS.csv"
+        default=None, help="Leave out the images that the audit's table excludes; see audit.", metavar="FINDINGS.csv"
     )
 
     def check(self) -> None:

@@ -86,7 +86,9 @@ def train_head(
 
     Examples
     --------
-    >>> bundle, report = train_head("artifacts/photos.h5", head="logreg")  # doctest: +SKIP
+    >>> bundle, report = train_head("artifacts/photos.h5", head="logreg")
+    >>> report.scored_on, bundle.classes
+    ('test', ('cat', 'dog'))
     """
     params = dict(params or {})
     _check_options(head, params, training, trust)

@@ -29,11 +29,13 @@ class Trust:
     pipeline.errors.UsageError: abstain 1.5 is not an accuracy that can be guaranteed; give a number above 0 and below 1
     """
 
-    calibration: str = option(default="auto", help="Of the probabilities: auto, none, temperature or isotonic.")
-    abstain: float | None = option(
-        default=None, help="Accuracy that answers shall have; others abstain.", metavar="ACCURACY"
+    calibration: str = option(
+        default="auto", help="Calibration of the probabilities: auto, none, temperature or isotonic."
     )
-    novelty: bool = option(default=False, help="Flag images unlike anything in training when predicting.")
+    abstain: float | None = option(
+        default=None, help="Accuracy that answers must reach; less certain ones abstain.", metavar="ACCURACY"
+    )
+    novelty: bool = option(default=False, help="When predicting, flag images that are unlike all training images.")
 
     def check(self) -> None:
         """Raise UsageError if a value cannot be used."""

@@ -1,1 +1,1 @@
-"""Attacks on the promises of the package: functions that return counts, which `torture.py` runs and judges."""
+"""Attacks on the guarantees of the package: functions that return counts, which `torture.py` runs and checks."""

@@ -1,4 +1,4 @@
-"""What safety costs, and whether the same command gives the same file."""
+"""Cost of the safety measures, and whether a command run again writes the same file."""
 
 import contextlib
 import hashlib
@@ -19,7 +19,7 @@ Counts = dict[str, float]
 
 
 def repeatability(work: Path, scale: float, seed: int) -> Counts:
-    """Run the same command five times; then with other batch sizes and workers."""
+    """Run the same command five times, then with other batch sizes and numbers of workers."""
     from pipeline import Speed, extract
 
     photos = work / "photos"
@@ -34,18 +34,16 @@ def repeatability(work: Path, scale: float, seed: int) -> Counts:
     counts: Counts = {"runs": 5, "differing files": 0}
     for number in range(1, 5):
         counts["differing files"] += made(f"f{number}.h5", batch_size=32, workers=2)[0] != first
-    scale_of_vectors = float(np.abs(vectors).max())
+    largest = float(np.abs(vectors).max())
     for batch in (1, 7):
         other = made(f"b{batch}.h5", batch_size=batch, workers=2)[1]
-        counts[f"batch {batch}, 1e-5 of the largest"] = round(
-            float(np.abs(other - vectors).max()) / scale_of_vectors / 1e-5, 3
-        )
+        counts[f"batch {batch}, 1e-5 of the largest"] = round(float(np.abs(other - vectors).max()) / largest / 1e-5, 3)
     counts["files that differ with one worker"] = float(made("w1.h5", batch_size=32, workers=1)[0] != first)
     return counts
 
 
 def cost_of_safety(work: Path, scale: float, seed: int) -> Counts:
-    """Extract photographs and take the time that syncs, digests, checksums and separate decoders cost."""
+    """Extract photographs and measure the time spent in syncs, digests, checksums and decoder processes."""
     from pipeline import Speed, extract
     from pipeline.features import image_encoder, plan, store
     from pipeline.images.manifest import Manifest
@@ -69,17 +67,16 @@ def cost_of_safety(work: Path, scale: float, seed: int) -> Counts:
     synced, digested = _Timer(os.fsync, time.perf_counter), _Timer(hashlib.sha256, time.thread_time)
     with _patched(os, "fsync", synced), _patched(plan, "hashlib", types.SimpleNamespace(sha256=digested)):
         seconds, cpu = run("safe.h5")
-    alone = []
+    isolation = 0.0
     for number in range(3):
         with _patched(image_encoder, "Decoders", contextlib.nullcontext):
-            alone.append(run(f"alone{number}.h5")[1])
-        alone.append(-run(f"isolated{number}.h5")[1])
-    isolation = -sum(alone) / 3
+            isolation -= run(f"alone{number}.h5")[1] / 3
+        isolation += run(f"isolated{number}.h5")[1] / 3
     with store.FeatureStore(work / "safe.h5") as made:
         index, vectors = made.index, made.features
     written = {}
     for checksums in (True, False, True, False):
-        with _patched(h5py.Group, "create_dataset", _created(checksums)):
+        with _patched(h5py.Group, "create_dataset", _create_dataset(checksums)):
             started = time.perf_counter()
             store.write_store(work / "copy.h5", index, [vectors])
             written[checksums] = time.perf_counter() - started
@@ -101,7 +98,7 @@ def cost_of_safety(work: Path, scale: float, seed: int) -> Counts:
 
 
 class _Timer:
-    """Calls a function and adds up how long that takes."""
+    """Wraps a function and sums up the time of its calls."""
 
     def __init__(self, function: Callable[..., Any], clock: Callable[[], float]) -> None:
         self.function, self.clock, self.seconds = function, clock, 0.0
@@ -119,23 +116,23 @@ def _cpu() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def _created(checksums: bool) -> Callable[..., Any]:
-    true = h5py.Group.create_dataset
+def _create_dataset(checksums: bool) -> Callable[..., Any]:
+    original = h5py.Group.create_dataset
 
-    def created(group: Any, *words: Any, **options: Any) -> Any:
-        return true(group, *words, **options | ({} if checksums else {"fletcher32": False}))
+    def create_dataset(group: Any, *words: Any, **options: Any) -> Any:
+        return original(group, *words, **options | ({} if checksums else {"fletcher32": False}))
 
-    return created
+    return create_dataset
 
 
 @contextlib.contextmanager
 def _patched(owner: Any, name: str, value: Any) -> Iterator[None]:
-    true = getattr(owner, name)
+    original = getattr(owner, name)
     setattr(owner, name, value)
     try:
         yield
     finally:
-        setattr(owner, name, true)
+        setattr(owner, name, original)
 
 
 def _noise(folder: Path, count: int, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""Kills, crashes at every step, full disks, signals, and several writers at once."""
+"""Kills, crashes at every step, full disks, signals, and concurrent writers."""
 
 import contextlib
 import random
@@ -13,16 +13,16 @@ from pathlib import Path
 from attacks.victim import Ending, Fault, Victim, extract_words, faults_of, leftovers, paint, paint_folder, run
 
 Counts = dict[str, float]
-PAUSE = 0.004  # of the fake network for a batch, so that a run has a middle
+PAUSE = 0.004  # seconds that the fake network takes per batch, so that runs last long enough to be killed
 
 
 def kill(work: Path, scale: float, seed: int) -> Counts:
-    """Kill -9 at random moments of an extraction of 300 images, then the same command again."""
+    """Kill -9 an extraction of 300 images at random moments, then run the same command again."""
     photos, out = work / "photos", work / "out" / "f.h5"
     expected = paint_folder(photos, 300)
     whole, seconds = _undisturbed(photos, work)
     rng, counts = random.Random(seed), Counter[str](kills=0)
-    while counts["kills"] < max(1, round(200 * scale)):  # some runs are done before they can be killed
+    while counts["kills"] < max(1, round(200 * scale)):  # some runs end before they can be killed
         victim = Victim(extract_words(photos, out), out.parent, pause=PAUSE)
         victim.wait_for_start()
         time.sleep(rng.uniform(0, seconds))
@@ -40,7 +40,7 @@ def kill(work: Path, scale: float, seed: int) -> Counts:
 
 
 def crash_at_every_step(work: Path, scale: float, seed: int) -> Counts:
-    """Cut a run, and an update of a finished file, at step k; as a kill, and as a power failure."""
+    """Stop a run, and an update of a finished file, at every step, as a kill and as a power failure."""
     counts: Counter[str] = Counter()
     for scene in _scenes(work):
         for kind in ("kill", "tear"):
@@ -49,12 +49,12 @@ def crash_at_every_step(work: Path, scale: float, seed: int) -> Counts:
                 ending = run(scene.words, scene.out.parent, Fault(step, kind))
                 counts["crashes"] += ending.code == -signal.SIGKILL
                 counts["third states"] += scene.third_state()
-                counts["not resumed"] += not scene.goes_on()
+                counts["not resumed"] += not scene.resumes()
     return dict(counts)
 
 
 def disk_full(work: Path, scale: float, seed: int) -> Counts:
-    """Give ENOSPC, EDQUOT and EIO from the k-th step on, and EIO at it alone; then make space."""
+    """Raise ENOSPC, EDQUOT and EIO from each step on, and EIO at that step only; then free the disk."""
     counts: Counter[str] = Counter()
     faults = [("ENOSPC", True), ("EDQUOT", True), ("EIO", True), ("EIO", False)]
     for scene in _scenes(work):
@@ -65,12 +65,12 @@ def disk_full(work: Path, scale: float, seed: int) -> Counts:
                 counts["errors"] += 1
                 counts.update(_verdict(ending))
                 counts["third states"] += scene.third_state()
-                counts["not resumed"] += not scene.goes_on()
+                counts["not resumed"] += not scene.resumes()
     return dict(counts)
 
 
 def disk_full_of_results(work: Path, scale: float, seed: int) -> Counts:
-    """Fail likewise under `train-head` and `predict`, whose old results must stay whole."""
+    """Fail in the same way under `train-head` and `predict`, whose old results must survive."""
     features, results = work / "out" / "f.h5", work / "results"
     features.parent.mkdir()
     results.mkdir()
@@ -90,7 +90,7 @@ def disk_full_of_results(work: Path, scale: float, seed: int) -> Counts:
                 ending = run(command, results, Fault(step, kind, stays))
                 counts.update(_verdict(ending))
                 if ending.code == 0:
-                    old = _content(target)  # two bundles of the same head differ in some bytes
+                    old = _content(target)  # two bundles of the same head differ in a few bytes
                 counts["third states"] += _content(target) != old
                 counts["not resumed"] += target.suffix == "" and run(["verify", str(target)], results).code != 0
                 counts["left over"] += len(list(results.glob(".*")))
@@ -103,7 +103,7 @@ def _content(path: Path) -> list[tuple[str, bytes]]:
 
 
 def small_tmpfs(work: Path, scale: float, seed: int) -> Counts:
-    """Fill a real tmpfs of 1 MB but for some bytes, extract into it, then make space."""
+    """Extract into a real tmpfs of 1 MB with little space left, then free space."""
     disk = work / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
@@ -123,14 +123,14 @@ def small_tmpfs(work: Path, scale: float, seed: int) -> Counts:
             counts.update(_verdict(ending))
             (disk / "filler").unlink()
             counts["third states"] += scene.third_state()
-            counts["not resumed"] += not scene.goes_on()
+            counts["not resumed"] += not scene.resumes()
     finally:
         subprocess.run(["umount", str(disk)], check=True)
     return dict(counts)
 
 
 def interrupt(work: Path, scale: float, seed: int) -> Counts:
-    """Send Ctrl-C, Ctrl-C twice, and SIGTERM at random moments, then run the same command again."""
+    """Send Ctrl-C, Ctrl-C twice, or SIGTERM at random moments, then run the same command again."""
     photos, out = work / "photos", work / "out" / "f.h5"
     expected = paint_folder(photos, 300)
     whole, seconds = _undisturbed(photos, work)
@@ -145,9 +145,9 @@ def interrupt(work: Path, scale: float, seed: int) -> Counts:
         ending = victim.ending()
         counts["signals"] += 1
         counts["interrupted"] += ending.code == 130
-        said = ending.one_line and "run the same command again to go on" in ending.stderr
+        explained = ending.one_line and "run the same command again to continue" in ending.stderr
         counts["not 130"] += ending.code not in (0, 130)
-        counts["not one line"] += ending.code == 130 and not said
+        counts["not one line"] += ending.code == 130 and not explained
         counts.update(_state(out, expected))
         if out.exists():
             counts["differs"] += out.read_bytes() != whole
@@ -158,17 +158,17 @@ def interrupt(work: Path, scale: float, seed: int) -> Counts:
 
 
 def writers_at_once(work: Path, scale: float, seed: int) -> Counts:
-    """Start 2 and 4 extractions into one file while a reader opens it over and over."""
+    """Start 2 or 4 extractions into one file while a reader opens it repeatedly."""
     photos, out = work / "photos", work / "out" / "f.h5"
     paint_folder(photos, 60)
     old, _ = _undisturbed(photos, work)
     out.write_bytes(old)
     rng, counts = random.Random(seed), Counter[str]()
-    for turn in range(max(2, round(40 * scale))):
-        paint(photos / "a" / "00000.png", 1000 + turn)
+    for round_number in range(max(2, round(40 * scale))):
+        paint(photos / "a" / "00000.png", 1000 + round_number)
         before = _all_rows(out)
         victims = []
-        for _ in range((2, 4)[turn % 2]):
+        for _ in range((2, 4)[round_number % 2]):
             victims.append(Victim(extract_words(photos, out), out.parent, pause=PAUSE, isolated=False))
             time.sleep(rng.choice([0, 0.02, 0.1]))
         seen = []
@@ -188,7 +188,7 @@ def writers_at_once(work: Path, scale: float, seed: int) -> Counts:
 
 
 class _Scene:
-    """A place to extract into, and what may be found there after a disaster."""
+    """An extraction into a file, and the two contents that the file may have after a failure."""
 
     def __init__(self, photos: Path, out: Path, count: int, old: bytes | None = None) -> None:
         self.out, self.old = out, old
@@ -205,18 +205,18 @@ class _Scene:
             self.out.write_bytes(self.old)
 
     def third_state(self) -> bool:
-        """Whether the file is neither as it was nor as it will be."""
+        """Return whether the file is neither the old one nor the new one."""
         found = self.out.read_bytes() if self.out.exists() else None
         return found not in (self.old, self.new)
 
-    def goes_on(self) -> bool:
-        """Whether the same command ends well, in the very same file, and leaves nothing beside it."""
+    def resumes(self) -> bool:
+        """Return whether the same command now succeeds, writes the same bytes, and leaves no other files."""
         ending = run(self.words, self.out.parent)
         return ending.code == 0 and self.out.read_bytes() == self.new and not leftovers(self.out)
 
 
 def _scenes(work: Path) -> Iterator[_Scene]:
-    """Yield a first run, then an update of its file, with new, changed and vanished images."""
+    """Yield a first run, then an update of its file with new, changed and deleted images."""
     photos, out = work / "photos", work / "out" / "f.h5"
     out.parent.mkdir()
     first = _Scene(photos, out, 40)
@@ -228,13 +228,13 @@ def _scenes(work: Path) -> Iterator[_Scene]:
 
 
 def _some(steps: int, scale: float, seed: int) -> list[int]:
-    """Choose from the steps 1 to `steps`: all of them at scale 1."""
+    """Return a random sample of the steps 1 to `steps`; all of them at scale 1."""
     count = min(steps, max(1, round(steps * scale)))
     return sorted(random.Random(seed).sample(range(1, steps + 1), count))
 
 
 def _verdict(ending: Ending) -> dict[str, int]:
-    """Count what a run on a failing disk must not do; success is fine where the error did not matter."""
+    """Count what a run on a failing disk must not do; it may succeed if the error does not matter."""
     return {
         "hangs": ending.code is None,
         "crashes": ending.code is not None and ending.code < 0,
@@ -244,11 +244,11 @@ def _verdict(ending: Ending) -> dict[str, int]:
 
 
 def _undisturbed(photos: Path, work: Path) -> tuple[bytes, float]:
-    """Return the file that a run makes when nobody disturbs it, and how long that takes."""
+    """Return the file that an undisturbed run writes, and its duration in seconds."""
     out = work / "out" / "f.h5"
     out.parent.mkdir(exist_ok=True)
     seconds = []
-    for _ in range(2):  # the first also starts the server that victims are forked from
+    for _ in range(2):  # the first also starts the fork server
         _clear(out)
         victim = Victim(extract_words(photos, out), out.parent, pause=PAUSE)
         victim.wait_for_start()
@@ -262,7 +262,7 @@ def _undisturbed(photos: Path, work: Path) -> tuple[bytes, float]:
 
 
 def _state(out: Path, expected: dict[str, tuple[int, ...]]) -> Counter[str]:
-    """Count what is wrong with everything that a disturbed run left."""
+    """Count the faults of all files that a disturbed run left."""
     counts: Counter[str] = Counter()
     for path in [out, *sorted(out.parent.glob("f.h5.parts/part-*.h5"))]:
         if path.exists():

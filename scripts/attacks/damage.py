@@ -1,4 +1,4 @@
-"""Damage to finished files and parts, and what people's own HDF5 files make of the same."""
+"""Damage to finished files and parts, and the same damage to a plain HDF5 file for comparison."""
 
 import contextlib
 import random
@@ -19,7 +19,7 @@ Damage = Callable[[Path], object]
 
 
 def bit_flips(work: Path, scale: float, seed: int) -> Counts:
-    """Flip 1,000 single bits over a finished file and its parts; then the same in a plain HDF5 file."""
+    """Flip 1,000 single bits in a finished file and its parts, one at a time; then the same in a plain HDF5 file."""
     from pipeline.errors import IntegrityError
     from pipeline.features.store import FeatureStore, verify
 
@@ -47,7 +47,7 @@ def bit_flips(work: Path, scale: float, seed: int) -> Counts:
 
 
 def _plain_flips(work: Path, scale: float, seed: int) -> Counts:
-    """Do it to a file as most people write it: vectors and names, no checksums."""
+    """Flip bits in a file as most people write it: vectors and names without checksums."""
     path = work / "plain.h5"
     vectors, names = (
         np.random.default_rng(0).normal(size=(40, 64)).astype(np.float32),
@@ -64,7 +64,7 @@ def _plain_flips(work: Path, scale: float, seed: int) -> Counts:
 
 
 def broken_files(work: Path, scale: float, seed: int) -> Counts:
-    """Truncate, empty, replace, swap and remove the finished file and each part; then run, read and verify."""
+    """Truncate, empty, replace, remove and rename the finished file or a part, then run the command again."""
     out, *parts = _file_and_parts(work)
     words = extract_words(work / "photos", out)
     whole, kept = out.read_bytes(), work / "kept"
@@ -81,7 +81,7 @@ def broken_files(work: Path, scale: float, seed: int) -> Counts:
             damage(target)
             ending = run(words, out.parent)
             counts["cases"] += 1
-            if ending.code == 0:  # what is simply not there is extracted again
+            if ending.code == 0:  # missing files are extracted again
                 counts["wrong"] += out.read_bytes() != whole
                 counts["accepted"] += name not in ("removed", "renamed")
                 continue
@@ -119,7 +119,7 @@ DAMAGES: dict[str, Damage] = {
 
 
 def reader_fuzz(work: Path, scale: float, seed: int) -> Counts:
-    """Change a feature file in ways of all kinds for a bounded time; only errors of the package may come out."""
+    """Corrupt a feature file in all kinds of ways for a limited time; only exceptions of the package may be raised."""
     from pipeline.errors import PipelineError
     from pipeline.features.store import FeatureStore
 
@@ -137,13 +137,13 @@ def reader_fuzz(work: Path, scale: float, seed: int) -> Counts:
                 counts["wrong"] += not same
         except PipelineError:
             counts["refused"] += 1
-        except Exception:  # noqa: BLE001 - this is what is looked for
+        except Exception:  # noqa: BLE001 - what the attack looks for
             counts["other errors"] += 1
     return dict(counts)
 
 
 def mutated(raw: bytes, rng: random.Random) -> bytes:
-    """Return bytes with some flipped, overwritten, moved, cut out or cut off."""
+    """Return a copy with bits flipped, or bytes overwritten, copied, deleted or truncated."""
     data = bytearray(raw)
     for _ in range(rng.choice([1, 1, 2, 8, 32])):
         at, length = rng.randrange(len(data)), rng.choice([1, 2, 4, 8, 64, 512])
@@ -179,7 +179,7 @@ def _flipped(path: Path, rng: random.Random) -> Any:
 
 
 def _file_and_parts(work: Path) -> list[Path]:
-    """Return a finished file and the parts it was made from, as a run leaves them that was killed at the very end."""
+    """Return a finished file and its parts, as a run leaves them that is killed before it removes the parts."""
     photos, out = work / "photos", work / "out" / "f.h5"
     if not photos.exists():
         paint_folder(photos, 40)

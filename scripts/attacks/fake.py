@@ -1,4 +1,4 @@
-"""An encoder that one can predict by hand: the mean of red, green and blue of the pixels."""
+"""An encoder whose vectors can be computed by hand: the mean red, green and blue of the pixels."""
 
 import dataclasses
 from typing import Any
@@ -12,7 +12,7 @@ RECIPE = Recipe("mobilenet", "random:0", weights_sha256="0" * 64, size=8)
 
 
 class FakeEncoder:
-    """Three columns: mean red, mean green, mean blue, from 0 to 255."""
+    """Encoder with three columns: mean red, green and blue, from 0 to 255."""
 
     name = "fake"
 
@@ -33,7 +33,7 @@ class FakeEncoder:
 
 
 class Factory:
-    """Makes a fake encoder when asked, and remembers how many images it was given."""
+    """Makes fake encoders, and counts the images that they encode."""
 
     def __init__(self, batch_size: int = 4, **changes: Any) -> None:
         self.recipe = dataclasses.replace(RECIPE, **changes)
@@ -41,11 +41,11 @@ class Factory:
         self.made: list[FakeEncoder] = []
 
     def __call__(self) -> FakeEncoder:
-        """Make one."""
+        """Make an encoder."""
         self.made.append(FakeEncoder(self.recipe, self.batch_size))
         return self.made[-1]
 
     @property
     def images(self) -> int:
-        """All images that went through."""
+        """Number of images that all encoders have encoded."""
         return sum(encoder.images for encoder in self.made)

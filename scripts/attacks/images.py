@@ -1,4 +1,4 @@
-"""Images and names that should never have been there, among good ones; and a decoder under random bytes."""
+"""Bad and odd images and file names among good ones, and a decoder that gets corrupted files."""
 
 import io
 import json
@@ -24,7 +24,7 @@ Make = Callable[[Path], object]
 
 
 def bad_images(work: Path, scale: float, seed: int) -> Counts:
-    """Put more than 50 bad kinds among 1,000 good images; every good row is right, every bad one has its reason."""
+    """Put more than 50 kinds of bad images among 1,000 good ones; good rows are right, bad ones have their reason."""
     from pipeline.features.store import FeatureStore
 
     photos, out = work / "photos", work / "out" / "f.h5"
@@ -54,7 +54,7 @@ def bad_images(work: Path, scale: float, seed: int) -> Counts:
 
 
 def names(work: Path, scale: float, seed: int) -> Counts:
-    """Give images the names that break tools; none is lost or merged, and every table can be parsed."""
+    """Give images names that break tools; no image is lost or merged, and every table can be parsed."""
     import csv
 
     from pipeline.features.store import FeatureStore
@@ -94,7 +94,7 @@ def names(work: Path, scale: float, seed: int) -> Counts:
 
 
 def decoder_fuzz(work: Path, scale: float, seed: int) -> Counts:
-    """Give the decoder changed files of every format for a bounded time; only pixels or an ImageError may come out."""
+    """Give the decoder corrupted files of every format for a limited time; only pixels or an ImageError may result."""
     from pipeline.errors import ImageError
     from pipeline.images.decode import load_pixels
     from pipeline.images.isolation import Decoders
@@ -112,7 +112,7 @@ def decoder_fuzz(work: Path, scale: float, seed: int) -> Counts:
             except ImageError as error:
                 counts["refused"] += 1
                 counts[error.reason] += error.reason in ("crashed", "timeout")
-            except Exception:  # noqa: BLE001 - this is what is looked for
+            except Exception:  # noqa: BLE001 - what the attack looks for
                 counts["other errors"] += 1
     return dict(counts)
 
@@ -174,7 +174,7 @@ def _holding(content: bytes) -> Make:
     return lambda path: path.write_bytes(content)
 
 
-def _lists_itself(path: Path) -> None:
+def _link_to_itself(path: Path) -> None:
     path.symlink_to(path.name)
 
 
@@ -184,15 +184,15 @@ def _link(path: Path) -> None:
 
 
 def _unreadable(path: Path) -> None:
-    # Also for the user that may read everything.
+    # unreadable for root too
     path.symlink_to("/proc/self/mem")
 
 
 _JPEG, _PNG = _encoded("JPEG", quality=90), _encoded("PNG")
-_START = _JPEG.index(b"\xff\xda") + 14  # of the pixels
+_START = _JPEG.index(b"\xff\xda") + 14  # of the pixel data
 _TWELVE_BITS = _JPEG.replace(b"\xff\xc0\x00\x11\x08", b"\xff\xc1\x00\x11\x0c")
 LEFT_OUT = "left out of the list, and counted"
-# kind: (reason, how it is made)
+# kind: (expected reason, function that makes the file)
 BAD: dict[str, tuple[str, Make]] = {
     "zero bytes": ("empty", _holding(b"")),
     "one byte": ("not-an-image", _holding(b"\xff")),
@@ -227,7 +227,7 @@ BAD: dict[str, tuple[str, Make]] = {
     "fifo": (LEFT_OUT, lambda path: os.mkfifo(path)),
     "device": (LEFT_OUT, lambda path: path.symlink_to("/dev/zero")),
     "folder": (LEFT_OUT, lambda path: path.mkdir()),
-    "link loop": (LEFT_OUT, _lists_itself),
+    "link loop": (LEFT_OUT, _link_to_itself),
     "broken link": (LEFT_OUT, lambda path: path.symlink_to("nowhere")),
     "unreadable": ("unreadable", _unreadable),
     **{
@@ -235,7 +235,7 @@ BAD: dict[str, tuple[str, Make]] = {
         for i in range(1, 21)
     },
 }
-# Good, though they do not look it.
+# Unusual, but valid.
 ODD: dict[str, Make] = {
     "1 x 1": _holding(_encoded("PNG", _picture(1, 1))),
     "1 x 20000": _holding(_encoded("PNG", Image.new("RGB", (1, 20_000)))),

@@ -1,4 +1,4 @@
-"""The memory of a process and of the decoders that it has started."""
+"""Peak memory of a process and its decoders."""
 
 import resource
 import threading
@@ -8,10 +8,10 @@ from typing import Self
 
 
 class Memory:
-    """Watches a process and its children: the largest sum of their resident memory.
+    """Samples the memory of a process and its children, and keeps the largest sum of their resident memory.
 
-    Pages that several processes share count for each of them, or with `shares` in parts that add up to one (which
-    takes longer to find out).
+    Pages that several processes share count once per process; with `shares`, which is slower, each process counts
+    its share of them.
 
     >>> import os
     >>> with Memory(os.getpid()) as memory:

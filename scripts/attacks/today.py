@@ -1,4 +1,4 @@
-"""The same attacks on what people do today: one HDF5 file held open and appended to, and plain Keras input."""
+"""The same attacks on common practice: one HDF5 file held open and appended to, and plain Keras input."""
 
 import json
 import multiprocessing
@@ -22,7 +22,7 @@ ROWS, BATCH, DIM = 300, 4, 1280
 
 
 def hdf5_append(work: Path, scale: float, seed: int) -> Counts:
-    """Kill -9 a loop that appends batches to one open HDF5 file, which goes on from the rows it finds."""
+    """Kill -9 a loop that appends batches to one open HDF5 file and, when restarted, continues after its last row."""
     usual = _appended(work / "usual.h5", scale, seed, flush=False)
     flushed = _appended(work / "flushed.h5", scale, seed, flush=True)
     return {**usual, **{f"{name}, flushed after each batch": count for name, count in flushed.items()}}
@@ -48,7 +48,7 @@ def _appended(path: Path, scale: float, seed: int, flush: bool) -> Counts:
             right = np.array([colour(number) for number in range(len(vectors))]).reshape(-1, 3)
             counts["wrong"] += count != len(vectors) or bool((vectors[:, :3] != right).any())
             counts["lost"] += max(0, made - count)
-        except Exception:  # noqa: BLE001 - whatever it is, nobody gets the rows out
+        except Exception:  # noqa: BLE001 - whatever the error is, the rows are lost
             counts["unreadable"] += 1
             counts["lost"] += made
             path.unlink()
@@ -74,7 +74,7 @@ def _append(path: Path, done: Path, flush: bool) -> None:
             paths[start:] = [f"{number}.jpg" for number in numbers]
             if flush:
                 file.flush()
-            log.write(bytes(len(numbers)))  # a byte for each row that was computed
+            log.write(bytes(len(numbers)))  # one byte per computed row
 
 
 def _length(path: Path) -> int:
@@ -104,11 +104,11 @@ print("RESULT" + json.dumps(counts))
 
 
 def keras_input(work: Path, scale: float, seed: int) -> Counts:
-    """Put the bad images before plain Keras input: `image_dataset_from_directory`."""
+    """Read the bad images with plain Keras: `image_dataset_from_directory`."""
     photos = work / "photos"
     paint_folder(photos, max(20, round(1000 * scale)))
     for kind, (reason, make) in BAD.items():
-        if reason != LEFT_OUT:  # a FIFO would block it for good
+        if reason != LEFT_OUT:  # a FIFO would block it forever
             make(photos / "a" / f"bad {kind}.jpg")
     command = [sys.executable, "-c", _KERAS, str(photos)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)

@@ -1,4 +1,4 @@
-"""The process under attack: the real command with a fake network, in a process that may be killed at any moment."""
+"""The process under attack: the real command with a fake network, in a process that can be killed at any moment."""
 
 import contextlib
 import errno
@@ -21,8 +21,8 @@ from PIL import Image
 
 SIZE = 32
 PART_ROWS = 10
-_PATIENCE = 60.0
-# Imported once, by the process that victims are forked from.
+_TIMEOUT = 60.0  # seconds
+# Imported once, by the fork server.
 _PRELOAD = [
     "pipeline.features.extraction",
     "pipeline.prediction",
@@ -34,10 +34,10 @@ _PRELOAD += ["sklearn.pipeline", "sklearn.preprocessing", "skops.io", "pyarrow.p
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens at the k-th step of writing: its process is killed, or it gets an error.
+    """What happens at a step of writing: the process is killed, or gets an error.
 
-    ``kill`` stops in the middle of a write; ``tear`` stops likewise and takes back what was not synced,
-    as a power failure may; an errno's name is an error at that step, and with ``stays`` at all later ones.
+    ``kill`` kills it in the middle of a write; ``tear`` also truncates files that were not synced, as a power failure
+    may; the name of an errno raises that error at the step and, with `stays`, at all later ones.
     """
 
     at: int
@@ -47,9 +47,9 @@ class Fault:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a victim ended."""
+    """How a process ended."""
 
-    code: int | None  # None: it hung, and was killed
+    code: int | None  # None: it did not end in time and was killed
     stdout: str
     stderr: str
     steps: int
@@ -57,32 +57,32 @@ class Ending:
 
     @property
     def one_line(self) -> bool:
-        """Whether standard error is one line of a known kind."""
+        """Whether standard error is one line: an error or an interrupt."""
         lines = self.stderr.splitlines()
-        return len(lines) == 1 and lines[0].startswith(("error: ", "interrupted; ")) and "fault of" not in lines[0]
+        return len(lines) == 1 and lines[0].startswith(("error: ", "interrupted; ")) and "bug in" not in lines[0]
 
 
 class Steps:
-    """Counts writes, syncs, renames and removals below a folder, and does what a `Fault` says."""
+    """Counts writes, syncs, renames and removals below a folder, and makes a `Fault` happen."""
 
     def __init__(self, folder: Path, fault: Fault | None) -> None:
         self.folder = os.fspath(folder)
         self.fault = fault
         self.count = 0
         self.unsynced: dict[int, str] = {}  # inode -> path
-        self._true: dict[str, Callable[..., Any]] = {
+        self._original: dict[str, Callable[..., Any]] = {
             name: getattr(os, name) for name in ("fsync", "replace", "rename", "unlink", "mkdir", "rmdir")
         }
         self._open = io.open
 
     def install(self) -> None:
-        """Put the counters into this process."""
-        for name in self._true:
+        """Replace the functions of this process by ones that count."""
+        for name in self._original:
             setattr(os, name, self._counted(name))
         io.open = self._counted_open
 
     def step(self, kind: str, half: Callable[[], object] = lambda: None) -> None:
-        """Count a step; `half` does a part of it before a kill."""
+        """Count a step; `half` does a part of it before the process is killed."""
         self.count += 1
         fault = self.fault
         if fault is None or self.count < fault.at or (self.count > fault.at and not fault.stays):
@@ -100,9 +100,9 @@ class Steps:
 
     def _counted(self, name: str) -> Callable[..., Any]:
         def counted(*words: Any, **options: Any) -> Any:
-            if self._mine(words[0]):
+            if self._is_below(words[0]):
                 self.step(name)
-            result = self._true[name](*words, **options)
+            result = self._original[name](*words, **options)
             if name == "fsync":
                 self.unsynced.pop(os.fstat(words[0]).st_ino, None)
             if name in ("replace", "rename"):
@@ -113,7 +113,7 @@ class Steps:
 
         return counted
 
-    def _mine(self, where: Any) -> bool:
+    def _is_below(self, where: Any) -> bool:
         path = Path(f"/proc/self/fd/{where}").readlink() if isinstance(where, int) else Path(where)
         return not path.is_absolute() or path.is_relative_to(self.folder)
 
@@ -142,7 +142,7 @@ class _CountedFile(io.FileIO):
 
 
 class _InProcess(contextlib.nullcontext[Any]):
-    """Replaces the decoding processes by this process, where these are not what is attacked."""
+    """Replaces the decoder processes where they are not under attack."""
 
     def __enter__(self) -> Any:
         return self
@@ -154,19 +154,19 @@ class _InProcess(contextlib.nullcontext[Any]):
 
 
 class Victim:
-    """A command running in a process of its own, forked from one that has imported everything.
+    """A command in its own process, forked from one that has imported everything.
 
     Parameters
     ----------
     words : list of str
-        As a user types them after ``twostage``.
+        The command line after ``twostage``.
     folder : Path
-        Steps below it are counted.
+        Steps of writing below it are counted.
     fault : Fault or None
     pause : float
-        Seconds that the fake network takes for a batch.
+        Seconds that the fake network takes per batch.
     isolated : bool
-        Whether images are decoded in child processes, as they are in earnest.
+        Whether images are decoded in child processes, as usual.
     """
 
     def __init__(
@@ -174,26 +174,26 @@ class Victim:
     ) -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(_PRELOAD)
-        # Not beside the folder: that disk may be full.
+        # not beside the folder, whose disk may be full
         self.log = Path(tempfile.gettempdir()) / f"victim-{os.getpid()}-{time.monotonic_ns()}.log"
         self.started = time.monotonic()
         self.process = context.Process(target=_run, args=(words, folder, self.log, fault, pause, isolated))
         self.process.start()
 
     def wait_for_start(self) -> None:
-        """Return when the command begins."""
-        end = time.monotonic() + _PATIENCE
+        """Return when the command starts."""
+        end = time.monotonic() + _TIMEOUT
         while not self.log.with_suffix(".out").exists() and time.monotonic() < end:
             time.sleep(0.001)
 
     def signal(self, number: int) -> None:
-        """Send a signal; nothing happens when the process is gone."""
+        """Send a signal, unless the process has ended."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.process.pid or 0, number)
 
     def ending(self) -> Ending:
-        """Wait for the end, for a minute at most."""
-        self.process.join(_PATIENCE)
+        """Wait for the end, for a minute at most, and return what the process wrote."""
+        self.process.join(_TIMEOUT)
         code = self.process.exitcode
         if code is None:
             self.process.kill()
@@ -241,13 +241,13 @@ def _run(words: list[str], folder: Path, log: Path, fault: Fault | None, pause: 
 
 
 def paint(path: Path, number: int) -> None:
-    """Write a PNG of one colour, which is its number and its vector."""
+    """Write a PNG of the one colour that stands for `number`; the colour is also its vector."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (12, 10), colour(number)).save(path, "PNG")
 
 
 def colour(number: int) -> tuple[int, int, int]:
-    """Return the colour of image `number`, which no other number has."""
+    """Return the colour that only image `number` has."""
     return number % 256, number // 256 % 256, number // 65536
 
 
@@ -262,13 +262,13 @@ def paint_folder(folder: Path, count: int) -> dict[str, tuple[int, ...]]:
 
 
 def extract_words(photos: Path, out: Path, *more: str) -> list[str]:
-    """Return the command line of an extraction with random weights, which no fake network needs."""
+    """Return the command line of an extraction with random weights."""
     common = ["--backbone", "mobilenet", "--weights", "random", "--size", str(SIZE), "--batch-size", "4"]
     return ["extract", str(photos), "--out", str(out), "--quiet", *common, *more]
 
 
 def faults_of(path: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, int]:
-    """Open a feature file and count what must not be: unreadable, wrong, doubled; its rows under ``rows``."""
+    """Open a feature file and count its faults: unreadable, wrong, doubled; and its ``rows``."""
     from pipeline.errors import PipelineError
     from pipeline.features.store import FeatureStore
 
@@ -286,5 +286,5 @@ def faults_of(path: Path, expected: dict[str, tuple[int, ...]]) -> dict[str, int
 
 
 def leftovers(out: Path) -> list[str]:
-    """Return the names beside a feature file that should be gone after a finished run."""
+    """Return the names of files beside a feature file that a finished run should have removed."""
     return [path.name for path in out.parent.iterdir() if path.name != out.name and out.name in path.name]
