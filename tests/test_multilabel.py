@@ -16,7 +16,7 @@ from pipeline.bundles.bundle import Bundle
 from pipeline.bundles.card import model_card
 from pipeline.errors import IntegrityError, TrainingError, UsageError
 from pipeline.features.store import FeatureStore, write_store
-from pipeline.heads.multilabel import MultiLabel, label_matrix
+from pipeline.heads.multi_label import MultiLabel, label_matrix
 from pipeline.metrics.label_sets import evaluate_labels, format_labels
 from pipeline.prediction import predict
 from pipeline.training.multi_label import train_multi_label

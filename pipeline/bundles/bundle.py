@@ -31,7 +31,7 @@ from pipeline.features.weights import FILE, TUNED, check_digest
 from pipeline.files import publish, writing
 from pipeline.heads.affine import AffineHead
 from pipeline.heads.classifiers import class_probabilities
-from pipeline.heads.multilabel import MultiLabel
+from pipeline.heads.multi_label import MultiLabel
 from pipeline.images.decode import Source
 from pipeline.trust.safeguards import CALIBRATION_FILE, NOVELTY_FILE, Safeguards
 

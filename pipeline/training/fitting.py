@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.heads.classifiers import Calibrate, class_probabilities, find_head, make_head
 from pipeline.heads.folds import Folds, make_folds
-from pipeline.heads.multilabel import one_vs_rest
+from pipeline.heads.multi_label import one_vs_rest
 from pipeline.heads.regularisation_path import Samples, fit_path
 from pipeline.training.training_data import TrainingData
 

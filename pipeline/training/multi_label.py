@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.bundles.bundle import Bundle
 from pipeline.errors import TrainingError, UsageError
 from pipeline.heads.classifiers import AUTO, make_head
-from pipeline.heads.multilabel import MultiLabel, label_matrix, one_vs_rest
+from pipeline.heads.multi_label import MultiLabel, label_matrix, one_vs_rest
 from pipeline.heads.sklearn_errors import sklearn_errors
 from pipeline.metrics.label_sets import average_precisions, evaluate_labels, mean_average_precision
 from pipeline.metrics.losses import label_log_losses

@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.bundles.bundle import Bundle
 from pipeline.heads.classifiers import find_head
-from pipeline.heads.multilabel import MultiLabel
+from pipeline.heads.multi_label import MultiLabel
 from pipeline.training.candidates import Choice
 from pipeline.training.report import Report
 from pipeline.training.training_data import TrainingData
