@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -351,3 +352,11 @@ def test_an_absurd_batch_is_refused(run, photos, tmp_path):
     code, _, err = run(*words, "--batch-size", 100000)
     assert code == 2
     assert "batch size 100000 needs too much memory at 224 px; give 1 to 1024" in err
+
+
+def test_the_help_of_train_head_lists_every_head(run):
+    from pipeline.heads.classifiers import AUTO, HEADS
+
+    _, text, _ = run("train-head", "--help")
+    listed = re.search(r"Heads: (.*?)\n\n", text, re.DOTALL)[1]
+    assert {name.split(" ")[0] for name in re.split(r",\s+", listed.strip())} == {AUTO, *HEADS}
