@@ -326,3 +326,11 @@ def test_nothing_of_this_machine_is_in_the_repository():
     for path in (path for pattern in patterns for path in ROOT.glob(pattern)):
         if path.is_file():
             assert not re.search(r"(?<![\w.])/(work|farm)/", path.read_text("utf-8")), path
+
+
+def test_the_table_of_rooms_names_every_module():
+    table = {line[0]: line[1] for line in rows(section("developing.md", "Rooms")) if line[0] != "room"}
+    for room in (path for path in (ROOT / "pipeline").iterdir() if (path / "__init__.py").is_file()):
+        modules = {path.stem for path in room.glob("*.py")} - {"__init__", "options"}
+        named = set(re.findall(r"`(\w+)`", table[f"`{room.name}/`"]))
+        assert modules == named, f"{room.name}: {sorted(modules ^ named)}"
