@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from pipeline.features.store import FeatureStore
 from pipeline.files import replacing, writing
 from pipeline.images.manifest import Manifest
 from pipeline.images.texts import Texts
-from pipeline.options import accepts_fields
+from pipeline.option_groups import accepts_fields
 from pipeline.parallel import Progress
 from pipeline.trust.safeguards import ABSTAIN, NOVEL, OK
 
@@ -99,14 +99,77 @@ def predict(
     >>> [row.labels[0] for row in predict(bundle, ["new.jpg"])]
     ['cat']
     """
-    if not 1 <= top_k <= len(bundle.classes):
-        raise UsageError(f"top-k {top_k} is out of range; the bundle has {len(bundle.classes)} classes")
-    if bundle.multi_label and top_k > 1:
-        raise UsageError(f"top-k {top_k} does not apply where all labels above a threshold are named; leave it out")
+    _check_top_k(bundle, top_k)
     given: Any = [images] if isinstance(images, FeatureStore) else images
     if isinstance(given, (list, tuple)) and given and all(isinstance(each, FeatureStore) for each in given):
         return _from_stores(bundle, _one_for_each_recipe(bundle, given), top_k, progress)
     return _from_files(bundle, given, top_k, speed, progress)
+
+
+class Predictor:
+    """A bundle with its networks loaded and its decoding processes running; a context manager.
+
+    `predict` opens one for a single stream of images. A server keeps one open: threads may share it.
+
+    Parameters
+    ----------
+    bundle : Bundle
+    speed : Speed
+
+    Raises
+    ------
+    WeightsError
+        On entering, if the weights are missing or have changed since the training.
+
+    Examples
+    --------
+    >>> upload = ("new.jpg", Path("new.jpg").read_bytes())
+    >>> with Predictor(Bundle.load("artifacts/photos.bundle")) as predictor:
+    ...     for batch in predictor.batches([upload, "absent.jpg"]):
+    ...         print([(row.path, row.status.split(":")[0], row.labels) for row in batch])
+    [('new.jpg', 'ok', ('cat',)), ('absent.jpg', 'missing', ())]
+    """
+
+    def __init__(self, bundle: Bundle, speed: Speed = Speed()) -> None:
+        self.bundle = bundle
+        self._images = bundle.image_encoder(speed)
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._images).load()
+            self._close = stack.pop_all().close  # networks that cannot be loaded leave no processes behind
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._close()
+
+    def batches(
+        self, images: Iterable[str | os.PathLike[str] | tuple[str, bytes]], top_k: int = 1
+    ) -> Iterator[list[Prediction]]:
+        """Yield the predictions for a stream of images, in order, batch by batch.
+
+        Parameters
+        ----------
+        images : iterable of path, or (name, bytes) for the content of an image file
+        top_k : int
+            Number of classes to return for each image.
+
+        Raises
+        ------
+        UsageError
+            If `top_k` is out of range.
+        """
+        _check_top_k(self.bundle, top_k)
+        named = (image if isinstance(image, tuple) else (os.fspath(image), os.fspath(image)) for image in images)
+        decoded = self._images.decoded(named, lambda item: self._images.try_to_decode(item[1]))
+        for batch in self._images.encoded(decoded):
+            good = [(name, result) for (name, _), result in batch if not isinstance(result, ImageError)]
+            paths, vectors = [name for name, _ in good], [each for _, each in good]
+            rows = _ranked(self.bundle, paths, np.stack(vectors), top_k) if good else iter(())
+            yield [
+                Prediction(name, str(result)) if isinstance(result, ImageError) else next(rows)
+                for (name, _), result in batch
+            ]
 
 
 def list_images(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[str]:
@@ -199,33 +262,19 @@ def _from_files(
 ) -> Iterator[Prediction]:
     total = len(images) if isinstance(images, Sequence) else 0
     done = 0
-    with bundle.image_encoder(speed) as encoder:
-        encoder.load()
-        for batch in encoder.batches(os.fspath(image) for image in images):
-            yield from answers(bundle, batch, top_k)
+    with Predictor(bundle, speed) as predictor:
+        for batch in predictor.batches(images, top_k):
+            yield from batch
             done += len(batch)
             if progress:
                 progress(done, total)
 
 
-def answers(
-    bundle: Bundle, batch: Iterable[tuple[str, NDArray[np.float32] | ImageError]], top_k: int = 1
-) -> Iterator[Prediction]:
-    """Yield the prediction for each image of a batch of `pipeline.features.image_encoder.ImageEncoder`.
-
-    Parameters
-    ----------
-    bundle : Bundle
-    batch : iterable of (path, ndarray of float32 of shape (views, dim) or ImageError)
-    top_k : int
-    """
-    batch = list(batch)
-    good = [(path, result) for path, result in batch if not isinstance(result, ImageError)]
-    rows = (
-        _ranked(bundle, [path for path, _ in good], np.stack([each for _, each in good]), top_k) if good else iter(())
-    )
-    for path, result in batch:
-        yield Prediction(path, str(result)) if isinstance(result, ImageError) else next(rows)
+def _check_top_k(bundle: Bundle, top_k: int) -> None:
+    if not 1 <= top_k <= len(bundle.classes):
+        raise UsageError(f"top-k {top_k} is out of range; the bundle has {len(bundle.classes)} classes")
+    if bundle.multi_label and top_k > 1:
+        raise UsageError(f"top-k {top_k} does not apply where all labels above a threshold are named; leave it out")
 
 
 def _ranked(bundle: Bundle, paths: Sequence[str], vectors: NDArray[np.float32], top_k: int) -> Iterator[Prediction]:

@@ -24,7 +24,7 @@ from pipeline.finetuning import tuning as finetuning
 from pipeline.finetuning.last_blocks import LastBlocks
 from pipeline.finetuning.tuning import Places, Tuning, best_epoch, fine_tune
 from pipeline.insight.audit import audit
-from pipeline.insight.commands import train_command
+from pipeline.insight.command_lines import train_command
 
 pytestmark = pytest.mark.xdist_group("keras_head")  # one process pays for TensorFlow
 SMALL = {"backbone": "mobilenet_0.25", "weights": "random", "size": 32}

@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import paint
-from fake import RECIPE, FakeEncoder
+from attacks.fake import RECIPE, FakeEncoder
+from helpers import paint
 
 from pipeline.errors import ImageError
 from pipeline.features import image_encoder

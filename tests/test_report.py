@@ -21,7 +21,7 @@ from pipeline.errors import UsageError
 from pipeline.features.extraction import extract
 from pipeline.features.store import FeatureStore
 from pipeline.insight.audit import audit
-from pipeline.insight.commands import extract_command, report_command, train_command
+from pipeline.insight.command_lines import extract_command, report_command, train_command
 from pipeline.insight.report import Options, write_report
 from pipeline.training.single_label import train_head
 

@@ -18,7 +18,7 @@ ROOMS = [
     "wording",
     "parallel",
     "files",
-    "options",
+    "option_groups",
     "images",
     "metrics",
     "features",

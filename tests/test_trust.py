@@ -22,7 +22,7 @@ from pipeline.prediction import predict, write_predictions
 from pipeline.training.fitting import Fitter
 from pipeline.training.single_label import train_head
 from pipeline.trust.abstention import accepted, learn_threshold
-from pipeline.trust.calibration import Calibration, across_halves, fit_calibration, temperature
+from pipeline.trust.calibration import Calibration, across_halves, fit_calibration, fit_temperature_to
 from pipeline.trust.novelty import Novelty
 from pipeline.trust.safeguards import Safeguards, Trust
 
@@ -364,7 +364,7 @@ def test_temperature_of_probabilities_is_that_of_logits():
     from pipeline.heads.temperature import fit_temperature
 
     y, p = drawn(0, sharpness=2.0)
-    assert temperature(y, p) == pytest.approx(fit_temperature(np.log(p), y), rel=1e-3)
+    assert fit_temperature_to(y, p) == pytest.approx(fit_temperature(np.log(p), y), rel=1e-3)
 
 
 def test_schema_2_stays_readable(tmp_path):

@@ -170,7 +170,8 @@ class Bundle:
         Parameters
         ----------
         images : path, bytes, PIL image or uint8 array, or a sequence of them
-            Decoded in this process; for many or untrusted images use `pipeline.predict`.
+            Decoded in this process; for many or untrusted images use `pipeline.predict`, or a
+            `pipeline.prediction.Predictor`, which also takes bytes.
 
         Raises
         ------

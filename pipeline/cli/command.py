@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args, get_origin
 import click
 
 from pipeline.errors import PipelineError, UsageError
-from pipeline.options import command_line_fields, flag_of, types_of
+from pipeline.option_groups import command_line_fields, flag_of, types_of
 from pipeline.wording import count_of
 
 Result = TypeVar("Result")
@@ -144,7 +144,7 @@ def print_json(data: dict[str, Any]) -> None:
 
 
 def group_options(**groups: type) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
-    """Add an option to a command for each field of some groups, see `pipeline.options`.
+    """Add an option to a command for each field of some groups, see `pipeline.option_groups`.
 
     Parameters
     ----------
@@ -174,7 +174,7 @@ def group_options(**groups: type) -> Callable[[Callable[..., Result]], Callable[
 
 
 def _option_of(field: dataclasses.Field[Any], kind: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Make the click option of a field from its type, and from what `pipeline.options.option` was given."""
+    """Make the click option of a field from its type, and from what `pipeline.option_groups.option` was given."""
     settings = {name: value for name, value in field.metadata.items() if name not in ("flag", "min", "parse")}
     lowest, parse = field.metadata.get("min"), field.metadata.get("parse")
     if parse:

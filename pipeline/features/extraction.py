@@ -26,7 +26,7 @@ from pipeline.features.store import FeatureStore, Index, Skipped, block_rows, wr
 from pipeline.files import locked
 from pipeline.images.manifest import Manifest
 from pipeline.images.texts import Texts
-from pipeline.options import accepts_fields
+from pipeline.option_groups import accepts_fields
 from pipeline.parallel import Progress
 from pipeline.wording import count_of
 

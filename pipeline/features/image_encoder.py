@@ -121,6 +121,13 @@ class ImageEncoder:
         content = source if isinstance(source, bytes) else read_bytes(source)
         return split_flat(self._decoders(content, self._request), self._specs)
 
+    def try_to_decode(self, source: Any) -> Pixels | ImageError:
+        """Return what `decode` returns, or the error that it raises."""
+        try:
+            return self.decode(source)
+        except ImageError as error:
+            return error
+
     def decoded(self, items: Iterable[Item], decode: Callable[[Item], Other]) -> Iterator[tuple[Item, Other]]:
         """Yield ``(item, decode(item))`` in order; threads work ahead, within bounds on memory.
 
@@ -142,7 +149,7 @@ class ImageEncoder:
 
     def batches(self, images: Iterable[Item]) -> Iterator[list[tuple[Item, NDArray[np.float32] | ImageError]]]:
         """Yield images in order, batch by batch, each with its vectors (views, dim) or why it has none."""
-        return self.encoded(self.decoded(images, self._try_to_decode))
+        return self.encoded(self.decoded(images, self.try_to_decode))
 
     def stream(self, images: Iterable[Item]) -> Iterator[tuple[Item, NDArray[np.float32] | ImageError]]:
         """Yield each image in order with its vectors (views, dim) or why it has none."""
@@ -164,12 +171,6 @@ class ImageEncoder:
             rows.append(result)
         dim = sum(encoder.dim for encoder in self.encoders)
         return np.stack(rows) if rows else np.empty((0, self._specs[0].views.count, dim), np.float32)
-
-    def _try_to_decode(self, image: Any) -> Pixels | ImageError:
-        try:
-            return self.decode(image)
-        except ImageError as error:
-            return error
 
     def _batches(self, decoded: Iterable[tuple[Item, Pixels | Other]]) -> Iterator[list[tuple[Item, Pixels | Other]]]:
         batch: list[tuple[Item, Pixels | Other]] = []

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipeline.errors import EngineError, IntegrityError, UsageError, WeightsError
 from pipeline.features.backbones import Backbone
 from pipeline.features.keras_runtime import load_keras
-from pipeline.features.pixels import check_pixels, fill_up
+from pipeline.features.pixel_batches import check_pixels, fill_up
 from pipeline.features.recipe import CUSTOM, LAST, Recipe
 from pipeline.features.weights import IMAGENET, check_digest, imagenet_file
 from pipeline.wording import closest

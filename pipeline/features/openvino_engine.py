@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import EngineError
-from pipeline.features.pixels import check_pixels, fill_up
+from pipeline.features.pixel_batches import check_pixels, fill_up
 from pipeline.features.recipe import Recipe
 from pipeline.files import cache_folder
 

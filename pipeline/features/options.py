@@ -3,7 +3,7 @@
 import os
 
 from pipeline.errors import UsageError
-from pipeline.options import option, options
+from pipeline.option_groups import option, options
 from pipeline.parallel import cores
 from pipeline.wording import closest
 

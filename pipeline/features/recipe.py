@@ -19,7 +19,7 @@ from pipeline.features.weights import FILE, IMAGENET, TUNED, file_sha256, imagen
 from pipeline.images.decode import PIXELS_VERSION
 from pipeline.images.resize import RESIZE_POLICIES
 from pipeline.images.views import ONE, PixelSpec, parse_views
-from pipeline.options import accepts_fields
+from pipeline.option_groups import accepts_fields
 from pipeline.wording import closest
 
 LAST = "last"  # name of the last feature map, in every network

@@ -1,7 +1,7 @@
 """`Tuning`: options of fine-tuning. Importing this module is light."""
 
 from pipeline.errors import UsageError
-from pipeline.options import option, options
+from pipeline.option_groups import option, options
 
 
 @options

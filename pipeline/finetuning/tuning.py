@@ -32,7 +32,7 @@ from pipeline.finetuning.options import Tuning
 from pipeline.heads.classifiers import AUTO
 from pipeline.images.manifest import Manifest
 from pipeline.images.texts import Positions, Texts
-from pipeline.options import accepts_fields
+from pipeline.option_groups import accepts_fields
 from pipeline.parallel import ahead, one_blas_thread
 from pipeline.training.provenance import asked_of, training_data_of
 from pipeline.training.report import Report

@@ -2,7 +2,7 @@
 
 import os
 
-from pipeline.options import option, options
+from pipeline.option_groups import option, options
 
 
 @options

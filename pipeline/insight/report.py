@@ -11,11 +11,11 @@ from pipeline.bundles.bundle import Bundle
 from pipeline.errors import PipelineError, UsageError
 from pipeline.files import replacing
 from pipeline.insight.answers import Answers
-from pipeline.insight.commands import commands_of, report_command
+from pipeline.insight.command_lines import commands_of, report_command
 from pipeline.insight.options import Options
 from pipeline.insight.page import Page, Subject
 from pipeline.insight.render import render
-from pipeline.options import accepts_fields
+from pipeline.option_groups import accepts_fields
 
 __all__ = ["Options", "Written", "check_target", "write_report"]
 

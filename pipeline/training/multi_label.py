@@ -15,7 +15,7 @@ from pipeline.heads.multi_label import MultiLabel, label_matrix, one_vs_rest
 from pipeline.heads.sklearn_errors import sklearn_errors
 from pipeline.metrics.label_sets import average_precisions, evaluate_labels, mean_average_precision
 from pipeline.metrics.losses import label_log_losses
-from pipeline.options import accepts_fields, flag_of
+from pipeline.option_groups import accepts_fields, flag_of
 from pipeline.parallel import one_blas_thread
 from pipeline.training.candidates import Choice, Progress, parameter_grid
 from pipeline.training.fitting import Fitter

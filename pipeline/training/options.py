@@ -4,7 +4,7 @@ import os
 import re
 
 from pipeline.errors import UsageError
-from pipeline.options import option, options
+from pipeline.option_groups import option, options
 
 
 def read_seconds(text: str) -> float:

@@ -14,7 +14,7 @@ from pipeline.heads.sklearn_errors import sklearn_errors
 from pipeline.images.findings import Finding, read_findings
 from pipeline.metrics.binary import two_class_facts
 from pipeline.metrics.evaluation import evaluate
-from pipeline.options import accepts_fields
+from pipeline.option_groups import accepts_fields
 from pipeline.parallel import one_blas_thread
 from pipeline.training.candidates import DEFAULT_FOLDS, Choice, Progress
 from pipeline.training.fitting import Fitter

@@ -120,12 +120,14 @@ def fit_calibration(method: str, y_true: NDArray[np.int64], probabilities: NDArr
         raise UsageError(f"calibration {method!r} is unknown; expected one of {', '.join(METHODS)}")
     candidates = []
     for smoothing in _SMOOTHING:
-        calibration = Calibration(smoothing, temperature(y_true, probabilities, smoothing))
+        calibration = Calibration(smoothing, fit_temperature_to(y_true, probabilities, smoothing))
         candidates.append((float(log_losses(y_true, calibration.apply(probabilities)).mean()), calibration))
     return min(candidates, key=lambda pair: pair[0])[1]
 
 
-def temperature(y_true: NDArray[np.int64], probabilities: NDArray[np.float64], smoothing: float = 1e-12) -> float:
+def fit_temperature_to(
+    y_true: NDArray[np.int64], probabilities: NDArray[np.float64], smoothing: float = 1e-12
+) -> float:
     """Fit a temperature to probabilities instead of logits; see `pipeline.heads.temperature.fit_temperature`."""
     from pipeline.heads.temperature import fit_temperature
 

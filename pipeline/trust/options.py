@@ -1,7 +1,7 @@
 """`Trust`: when the answers of a head are to be believed. Importing this module is light."""
 
 from pipeline.errors import UsageError
-from pipeline.options import option, options
+from pipeline.option_groups import option, options
 
 METHODS = ("auto", "none", "temperature", "isotonic")
 

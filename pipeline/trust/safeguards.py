@@ -11,7 +11,7 @@ from pipeline.features.store import with_view_axis
 from pipeline.heads.temperature import temper
 from pipeline.metrics.reliability_curve import reliability
 from pipeline.trust.abstention import CONFIDENCE, accepted, learn_threshold
-from pipeline.trust.calibration import Calibration, across_halves, fit_calibration, temperature
+from pipeline.trust.calibration import Calibration, across_halves, fit_calibration, fit_temperature_to
 from pipeline.trust.novelty import FALSE_ALARMS, Novelty
 from pipeline.trust.options import Trust as Trust
 
@@ -170,7 +170,7 @@ def learn_safeguards(
 def _calibrate(method: str, head: Any, y: NDArray[np.int64], proba: NDArray[np.float64]) -> tuple[Any, Calibration]:
     """Return the calibrated head and what was fitted; the same head if its classifier has no softmax to scale."""
     if method == "temperature":
-        found = temperature(y, proba)
+        found = fit_temperature_to(y, proba)
         if (tempered := temper(head, found)) is not None:
             return tempered, Calibration(0.0, found)
     return head, fit_calibration(method, y, proba)

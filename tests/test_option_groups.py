@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from pipeline.cli.command import group_options
 from pipeline.errors import UsageError
-from pipeline.options import accepts_fields, option, options
+from pipeline.option_groups import accepts_fields, option, options
 from pipeline.training.options import read_seconds
 
 

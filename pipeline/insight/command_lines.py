@@ -12,7 +12,7 @@ from pipeline.features.store import FeatureStore
 from pipeline.features.weights import FILE, IMAGENET, TUNED
 from pipeline.finetuning.options import Tuning
 from pipeline.insight.options import Options
-from pipeline.options import command_line_fields, flag_of
+from pipeline.option_groups import command_line_fields, flag_of
 from pipeline.training.options import Training
 from pipeline.training.provenance import asked_of
 from pipeline.trust.options import Trust
