@@ -14,10 +14,7 @@ from pipeline.features.recipe import Recipe
 from pipeline.features.weights import file_sha256
 
 # Quick to build and convert, and of every preprocessing convention; all others are marked slow.
-QUICK = {
-    "vgg16", "xception", "resnet50", "resnet50v2", "mobilenet_0.25", "mobilenetv2_0.35", "mobilenetv3small_0.75",
-    "densenet121", "efficientnetb0",
-}  # fmt: skip
+QUICK = {"vgg16", "mobilenet_0.25", "mobilenetv2_0.35", "mobilenetv3small_0.75", "densenet121"}
 MODULES = {
     "VGG16": "vgg16", "VGG19": "vgg19", "Xception": "xception", "InceptionV3": "inception_v3",
     "InceptionResNetV2": "inception_resnet_v2", "MobileNet": "mobilenet", "MobileNetV2": "mobilenet_v2",
