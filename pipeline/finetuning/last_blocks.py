@@ -14,7 +14,7 @@ from pipeline.features.keras_engine import layer_names, load_backbone, pool
 from pipeline.features.keras_runtime import load_keras, weights_file
 from pipeline.features.recipe import Recipe
 from pipeline.features.weights import TUNED
-from pipeline.files import replacing
+from pipeline.files import replacing, writing
 from pipeline.wording import closest
 
 _SHARE = (0.2, 0.35)  # of the layers with kernels that are trained by default
@@ -129,14 +129,10 @@ class LastBlocks:
         """
         for name, own in layer_names(self._network).items():
             self._network.get_layer(own).name = name  # names numbered by the process would make the files differ
-        try:
+        with writing(path, StoreError, advice="make space and run the command again; finished work is kept"):
             content = tagged(weights_file(self._network), TUNED)
             with replacing(path) as file:
                 file.write(content)
-        except OSError as error:
-            raise StoreError(
-                f"cannot write {path}: {error.strerror}; make space and run the command again; finished work is kept"
-            ) from error
 
 
 def smoothed_loss(proba: NDArray[np.floating], targets: NDArray[np.floating]) -> NDArray[np.float64]:

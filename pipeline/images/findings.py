@@ -12,7 +12,8 @@ from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.errors import PipelineError, UsageError
+from pipeline.errors import UsageError
+from pipeline.files import writing
 from pipeline.wording import count_of
 
 EXCLUDE = "exclude"
@@ -74,15 +75,13 @@ def write_findings(findings: Iterable[Finding], out: str | os.PathLike[str]) -> 
         If the file cannot be written.
     """
     path = Path(out)
-    try:
+    with writing(out, advice="choose another --out"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
             table = csv.writer(file)
             table.writerow(Finding._fields)
             for finding in findings:
                 table.writerow((finding._asdict() | {"score": f"{finding.score:.4f}"}).values())
-    except OSError as error:
-        raise PipelineError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
 
 
 def read_findings(path: str | os.PathLike[str]) -> list[Finding]:

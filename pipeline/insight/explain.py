@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pipeline.bundles.bundle import Bundle
-from pipeline.errors import ImageError, PipelineError
+from pipeline.errors import ImageError
 from pipeline.features.engines import Encoder, make_encoder
 from pipeline.features.options import Speed
 from pipeline.features.store import FeatureStore
+from pipeline.files import writing
 from pipeline.images.decode import load_pixels, open_rgb
 from pipeline.insight.pictures import photograph
 from pipeline.prediction import Prediction
@@ -226,7 +227,7 @@ def explained(
     """
     explainer = Explainer(bundle, speed)
     target = Path(folder)
-    try:
+    with writing(f"heat maps into {folder}", advice="choose another folder"):
         target.mkdir(parents=True, exist_ok=True)
         for number, row in enumerate(rows, start=1):
             if row.labels:
@@ -237,10 +238,6 @@ def explained(
                     name = Path(row.path).stem.encode("utf-8", "replace").decode()[:80]
                     _side_by_side(explainer, picture, row.labels[0]).save(target / f"{number:06d}_{name}.png")
             yield row
-    except OSError as error:
-        raise PipelineError(
-            f"cannot write heat maps into {folder}: {error.strerror or error}; choose another folder"
-        ) from error
 
 
 def _picture(path: str, stores: Sequence[FeatureStore]) -> Image.Image | None:

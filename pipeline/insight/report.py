@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.bundles.bundle import Bundle
-from pipeline.errors import PipelineError, UsageError
-from pipeline.files import replacing
+from pipeline.errors import UsageError
+from pipeline.files import replacing, writing
 from pipeline.insight.answers import Answers
 from pipeline.insight.command_lines import commands_of, report_command
 from pipeline.insight.options import Options
@@ -102,20 +102,10 @@ def write_report(
         commands.append(report_command((name or "BUNDLE", out), features, options))
         page = Page.of(Subject(Path(name).name or "bundle", loaded, answers, options), commands, progress)
     html = render(page)
-    try:
-        with replacing(target) as file:
-            file.write(html)
-    except OSError as error:
-        raise PipelineError(
-            f"cannot write {out}: {error.strerror or error}; make space or choose another --out"
-        ) from error
-    try:
+    with writing(out), replacing(target) as file:
+        file.write(html)
+    with writing(f"the plots into {options.plots}", advice=f"{out} was written, choose another --plots"):
         plots = [path for plot in page.plots.plots for path in plot.save(Path(options.plots))] if options.plots else []
-    except OSError as error:
-        raise PipelineError(
-            f"cannot write the plots into {options.plots}: {error.strerror or error}; {out} was written, choose another"
-            " --plots"
-        ) from error
     seconds = round(time.monotonic() - started, 3)
     findings = {group.kind: group.count for group in page.audit.groups}
     return Written(target, len(html), plots, findings, page.notes, seconds)

@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.errors import PipelineError, UsageError
+from pipeline.errors import UsageError
 from pipeline.features.engines import make_encoder
 from pipeline.features.neighbours import nearest
 from pipeline.features.options import Speed
 from pipeline.features.store import FeatureStore
 from pipeline.features.vector_index import VectorIndex
+from pipeline.files import writing
 from pipeline.images.decode import load_pixels, open_rgb
 from pipeline.insight.pictures import lost_note, path_of, thumbnail, thumbnails
 from pipeline.wording import printable, shorten
@@ -136,11 +137,9 @@ def contact_sheet(
             pen.text((left, top + _CELL // 2), "not readable", "gray", font)
         pen.text((left, top + _CELL + 2), shorten(_ascii(name), 22), "black", font)
         pen.text((left, top + _CELL + 17), cosine, "gray", font)
-    try:
+    with writing(out, advice="choose another --out"):
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         sheet.save(out, "PNG")
-    except OSError as error:
-        raise PipelineError(f"cannot write {out}: {error.strerror or error}; choose another --out") from error
     return notes
 
 

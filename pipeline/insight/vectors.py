@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.errors import PipelineError, UsageError
+from pipeline.errors import UsageError
 from pipeline.features.store import FeatureStore
-from pipeline.files import replacing
+from pipeline.files import replacing, writing
 from pipeline.insight.pictures import path_of
 
 
@@ -51,26 +51,21 @@ def export_vectors(features: FeatureStore | str | os.PathLike[str], out: str | o
     text = [("path", pa.string()), ("image", pa.string()), ("label", pa.string()), ("split", pa.string())]
     schema = pa.schema([*text, ("group", pa.string()), ("vector", pa.list_(pa.float32()))])
     names = [store.classes[label] if label >= 0 else "" for label in store.labels.tolist()]
-    try:
-        with replacing(target) as file, pq.ParquetWriter(file, schema) as writer:
-            for start, vectors in store.blocks():
-                own = vectors[:, 0]
-                rows = range(start, start + len(own))
-                columns = {
-                    "path": [_plain(store.paths[row]) for row in rows],
-                    "image": [_plain(path_of(store, row)) for row in rows],
-                    "label": [_plain(names[row]) or None for row in rows],
-                    "split": [store.splits[row] or None for row in rows],
-                    "group": [_plain(store.index.groups[row]) or None for row in rows],
-                    "vector": pa.ListArray.from_arrays(
-                        np.arange(0, own.size + 1, own.shape[1], dtype=np.int32), np.ascontiguousarray(own).ravel()
-                    ),
-                }
-                writer.write_table(pa.table(columns, schema=schema))
-    except OSError as error:
-        raise PipelineError(
-            f"cannot write {out}: {error.strerror or error}; make space or choose another --out"
-        ) from error
+    with writing(out), replacing(target) as file, pq.ParquetWriter(file, schema) as writer:
+        for start, vectors in store.blocks():
+            own = vectors[:, 0]
+            rows = range(start, start + len(own))
+            columns = {
+                "path": [_plain(store.paths[row]) for row in rows],
+                "image": [_plain(path_of(store, row)) for row in rows],
+                "label": [_plain(names[row]) or None for row in rows],
+                "split": [store.splits[row] or None for row in rows],
+                "group": [_plain(store.index.groups[row]) or None for row in rows],
+                "vector": pa.ListArray.from_arrays(
+                    np.arange(0, own.size + 1, own.shape[1], dtype=np.int32), np.ascontiguousarray(own).ravel()
+                ),
+            }
+            writer.write_table(pa.table(columns, schema=schema))
     return len(store)
 
 

@@ -18,6 +18,7 @@ from pipeline.features.image_encoder import ImageEncoder
 from pipeline.features.options import Speed
 from pipeline.features.store import FeatureStore
 from pipeline.features.weights import TUNED
+from pipeline.files import writing
 from pipeline.heads.classifiers import AUTO, make_head
 from pipeline.images.decode import read_bytes
 from pipeline.metrics.intervals import wilson_interval
@@ -273,9 +274,7 @@ def plot_contenders(contenders: Sequence[Contender], out: str | os.PathLike[str]
     figure.legend(loc="outside lower left", fontsize=8)
     if missing := [printable(each.name) for each in contenders if each.milliseconds is None]:
         axes.set_title("unknown cost: " + ", ".join(missing), fontsize=8)
-    try:
+    with writing(target, advice="choose another --plot"):
         target.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(target)
-    except OSError as error:
-        raise PipelineError(f"cannot write {target}: {error.strerror or error}; choose another --plot") from error
     return target

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import PipelineError, UsageError
+from pipeline.files import writing
 from pipeline.training.report import Report
 from pipeline.wording import printable, shorten
 
@@ -80,7 +81,7 @@ def append_record(path: str | os.PathLike[str], record: Mapping[str, Any]) -> No
     """
     line = json.dumps(record, default=str).encode() + b"\n"
     target = Path(path)
-    try:
+    with writing(target, advice="the bundle is saved, but the run is not recorded"):
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -91,10 +92,6 @@ def append_record(path: str | os.PathLike[str], record: Mapping[str, Any]) -> No
             file.write(line)  # in mode "a" always at the end
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
-        raise PipelineError(
-            f"cannot write {target}: {error.strerror}; the bundle is saved, but the run is not recorded"
-        ) from error
 
 
 def read_records(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], int]:
