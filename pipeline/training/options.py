@@ -64,9 +64,7 @@ class Training:
     def check(self) -> None:
         """Raise UsageError if a value cannot be used."""
         if not 0 <= self.seed < 2**32:
-            raise UsageError(
-                f"seed {self.seed} is out of range; give a whole number from 0 to {2**32 - 1}"
-            )
+            raise UsageError(f"seed {self.seed} is out of range; give a whole number from 0 to {2**32 - 1}")
         if self.budget is not None and not 0 < self.budget < float("inf"):
             raise UsageError(f"budget {self.budget} is not a time; give seconds above 0, such as 60")
         if self.cv is not None and self.cv < 2:
