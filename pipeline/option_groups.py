@@ -98,7 +98,7 @@ def accepts_fields(function: Callable[..., Result]) -> Callable[..., Result]:
 
     @functools.wraps(function)
     def call(*args: Any, **named: Any) -> Result:
-        _check_names(function.__name__, named, [*own, *homes])
+        _check_names(function.__qualname__, named, [*own, *homes])
         for name, group in groups.items():
             if name in named and not isinstance(named[name], type(group)):
                 raise UsageError(f"{name} is {named[name]!r}, expected {type(group).__name__}(...)")

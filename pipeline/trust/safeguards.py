@@ -215,7 +215,9 @@ def format_trust(metrics: Mapping[str, Any], facts: Mapping[str, Any]) -> list[s
     if found := metrics.get("calibration"):
         before, after = found["before"]["error"], found["after"]["error"]
         was = f"{before:.3f} before; " if facts.get("calibration") != "none" else ""
-        lines.append(f"expected calibration error {after:.3f} ({was}{found['after']['chance']:.3f} is chance)")
+        lines.append(
+            f"expected calibration error {after:.3f} ({was}{found['after']['chance']:.3f} if perfectly calibrated)"
+        )
     if found := metrics.get("abstain"):
         lines.append(
             f"abstains below a probability of {found['threshold']:.3f}: answers {found['accepted']} of {found['n']}"
